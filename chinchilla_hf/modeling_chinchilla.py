@@ -1,0 +1,593 @@
+"""
+The Chinchilla encoder and its task heads.
+
+What is special, beside a BERT:
+- The block (`modeling_chinchilla_block.py`) has three placements of LayerNorm, and positions are rotary by default.
+- `position_ids` that start again inside a row separate packed documents: they never attend to each other.
+- A pooler exists only in models that use it, so that no parameter is left without gradient.
+- A checkpoint saved from any head names every head's class in `auto_map`, so it loads as any other.
+
+This file travels inside every checkpoint, with the two it imports from: they need transformers and torch alone.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.loss.loss_utils import fixed_cross_entropy
+from transformers.masking_utils import (
+    create_bidirectional_mask,
+    find_packed_sequence_indices,
+    packed_sequence_mask_function,
+)
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    NextSentencePredictorOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
+from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_chinchilla import ChinchillaConfig
+from .modeling_chinchilla_block import (
+    ChinchillaAttention,
+    ChinchillaEmbeddings,
+    ChinchillaLayer,
+    ChinchillaRotaryEmbedding,
+    layer_norm,
+)
+
+
+class ChinchillaPooler(nn.Module):
+    """One vector a text: the first token's state, or the mean over real tokens, through a dense layer."""
+
+    def __init__(self, config: ChinchillaConfig):
+        super().__init__()
+        self.pooling = config.pooling
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.pooler_act]
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        if self.pooling == "cls":
+            pooled = hidden_states[:, 0]
+        elif attention_mask is None:
+            pooled = hidden_states.mean(dim=1)
+        else:
+            kept = attention_mask.to(hidden_states.dtype).unsqueeze(-1)  # (batch, length, 1)
+            pooled = (hidden_states * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
+        return self.activation(self.dense(pooled))
+
+
+class ChinchillaPredictionTransform(nn.Module):
+    """Dense layer, activation and LayerNorm before the vocabulary projection of the masked-token head."""
+
+    def __init__(self, config: ChinchillaConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.act_fn = ACT2FN[config.hidden_act]
+        self.norm = layer_norm(config)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.act_fn(self.dense(hidden_states)))
+
+
+@auto_docstring
+class ChinchillaPreTrainedModel(PreTrainedModel):
+    config: ChinchillaConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ChinchillaEmbeddings", "ChinchillaLayer"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    # A checkpoint of another head may hold a pooler that this head has no use for.
+    _keys_to_ignore_on_load_unexpected = [r"pooler\."]
+    _can_record_outputs = {"hidden_states": ChinchillaLayer, "attentions": ChinchillaAttention}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As `PreTrainedModel.from_pretrained`; damaged weights raise an `OSError` that says so."""
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except SafetensorError as error:
+            raise OSError(
+                f"the weights in {pretrained_model_name_or_path} are truncated or corrupted ({error}): copy or "
+                "download model.safetensors again, or go back to an earlier checkpoint"
+            ) from error
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As `PreTrainedModel.save_pretrained`; the checkpoint also names the class of every head."""
+        self.config.auto_map = {
+            "AutoConfig": f"configuration_chinchilla.{type(self.config).__name__}",
+            **{auto_class: f"modeling_chinchilla.{name}" for auto_class, name in AUTO_CLASSES.items()},
+        }
+        self.config.add_pooling_layer = self.base_model.pooler is not None
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+@auto_docstring
+class ChinchillaModel(ChinchillaPreTrainedModel):
+    def __init__(self, config: ChinchillaConfig, add_pooling_layer: bool | None = None):
+        r"""
+        add_pooling_layer (`bool`, *optional*):
+            Whether to build the pooler; `None` leaves it to `config.add_pooling_layer`.
+        """
+        super().__init__(config)
+        self.embeddings = ChinchillaEmbeddings(config)
+        self.rotary_emb = ChinchillaRotaryEmbedding(config) if config.position_embedding_type == "rope" else None
+        self.layers = nn.ModuleList(
+            [ChinchillaLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
+        )
+        self.norm = layer_norm(config) if config.norm_placement == "pre" else None
+        if add_pooling_layer is None:
+            add_pooling_layer = config.add_pooling_layer
+        self.pooler = ChinchillaPooler(config) if add_pooling_layer else None
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Positions of the tokens; 0, 1, 2, ... if not given. Where they do not go up by one, a new document
+            begins: tokens of different documents in a row do not attend to each other.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds, and not both")
+        inputs = input_ids if input_ids is not None else inputs_embeds
+        batch_size, length = inputs.shape[:2]
+        if length > self.config.max_position_embeddings:
+            raise ValueError(
+                f"max_position_embeddings is {self.config.max_position_embeddings}, but the input has {length} tokens: "
+                "truncate it, or load a checkpoint with a longer context"
+            )
+
+        document_mask_function = None
+        if position_ids is None:
+            position_ids = torch.arange(length, device=inputs.device).unsqueeze(0)
+        else:
+            documents = find_packed_sequence_indices(position_ids.expand(batch_size, -1))
+            if documents is not None:
+                self._check_packing_is_isolated(batch_size, kwargs)
+                document_mask_function = packed_sequence_mask_function(documents)
+            kwargs["position_ids"] = position_ids  # flash attention finds the documents of a single row by them
+
+        hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
+        mask = create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=hidden_states,
+            attention_mask=attention_mask,
+            and_mask_function=document_mask_function,
+        )
+        position_embeddings = self.rotary_emb(hidden_states, position_ids) if self.rotary_emb is not None else None
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, mask, position_embeddings, **kwargs)
+        if self.norm is not None:
+            hidden_states = self.norm(hidden_states)
+
+        pooled = self.pooler(hidden_states, attention_mask) if self.pooler is not None else None
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
+
+    def _check_packing_is_isolated(self, batch_size: int, kwargs: dict) -> None:
+        """Flash attention takes no mask: it needs the documents' lengths, or finds them in a single row."""
+        if is_flash_attention_requested(self.config) and batch_size > 1 and kwargs.get("cu_seq_lens_q") is None:
+            raise ValueError(
+                f"position_ids mark packed documents in a batch of {batch_size} rows, which flash attention cannot "
+                "keep apart by itself: pass cu_seq_lens_q, cu_seq_lens_k, max_length_q and max_length_k with one flat "
+                "row (DataCollatorWithFlattening(return_flash_attn_kwargs=True)), or use attn_implementation='sdpa'"
+            )
+
+
+@auto_docstring
+class ChinchillaForMaskedLM(ChinchillaPreTrainedModel):
+    _tied_weights_keys = {"lm_head.weight": "model.embeddings.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: ChinchillaConfig):
+        super().__init__(config)
+        self.model = ChinchillaModel(config, add_pooling_layer=False)
+        self.transform = ChinchillaPredictionTransform(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MaskedLMOutput:
+        r"""
+        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Ids of the tokens to predict; positions with -100 count for nothing.
+        """
+        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        logits = self.lm_head(self.transform(outputs.last_hidden_state))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+@auto_docstring(custom_intro="Output of [`ChinchillaForPreTraining`].")
+@dataclass
+class ChinchillaForPreTrainingOutput(ModelOutput):
+    r"""
+    loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned with `labels` and `next_sentence_label`):
+        Masked-token loss plus next-sentence loss.
+    prediction_logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`):
+        Scores of the tokens, before the softmax.
+    seq_relationship_logits (`torch.FloatTensor` of shape `(batch_size, 2)`):
+        Scores of "is the next sentence" and "is random", before the softmax.
+    """
+
+    loss: torch.FloatTensor | None = None
+    prediction_logits: torch.FloatTensor | None = None
+    seq_relationship_logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@auto_docstring(custom_intro="Chinchilla with BERT's two pretraining heads: masked tokens and next sentence.")
+class ChinchillaForPreTraining(ChinchillaPreTrainedModel):
+    _tied_weights_keys = {"lm_head.weight": "model.embeddings.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: ChinchillaConfig):
+        super().__init__(config)
+        self.model = ChinchillaModel(config, add_pooling_layer=True)
+        self.transform = ChinchillaPredictionTransform(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.seq_relationship = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        next_sentence_label: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ChinchillaForPreTrainingOutput:
+        r"""
+        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Ids of the tokens to predict; positions with -100 count for nothing.
+        next_sentence_label (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            0 where the second sentence follows the first, 1 where it is random. Only with `labels`.
+        """
+        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        prediction_logits = self.lm_head(self.transform(outputs.last_hidden_state))
+        seq_relationship_logits = self.seq_relationship(outputs.pooler_output)
+        loss = None
+        if labels is not None and next_sentence_label is not None:
+            num_items = kwargs.get("num_items_in_batch")
+            loss = self.loss_function(
+                logits=prediction_logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+            )
+            next_sentence_loss = nn.functional.cross_entropy(
+                seq_relationship_logits.float(), next_sentence_label.view(-1)
+            )
+            if num_items is not None:
+                # Trainer adds up the losses of the accumulated batches: each next-sentence mean takes the share of
+                # the masked tokens that its batch holds, so that the sum is again a mean.
+                next_sentence_loss = next_sentence_loss * labels.ne(-100).sum() / num_items
+            loss = loss + next_sentence_loss
+        return ChinchillaForPreTrainingOutput(
+            loss=loss,
+            prediction_logits=prediction_logits,
+            seq_relationship_logits=seq_relationship_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+@auto_docstring(custom_intro="Chinchilla that says whether the second sentence of a pair follows the first.")
+class ChinchillaForNextSentencePrediction(ChinchillaPreTrainedModel):
+    def __init__(self, config: ChinchillaConfig):
+        super().__init__(config)
+        self.model = ChinchillaModel(config, add_pooling_layer=True)
+        self.seq_relationship = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> NextSentencePredictorOutput:
+        r"""
+        labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            0 where the second sentence follows the first, 1 where it is random.
+        """
+        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        logits = self.seq_relationship(outputs.pooler_output)
+        loss = None
+        if labels is not None:
+            loss = fixed_cross_entropy(logits.float(), labels.view(-1), kwargs.get("num_items_in_batch"))
+        return NextSentencePredictorOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+def sequence_classification_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    config: ChinchillaConfig,
+    num_items_in_batch: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """
+    Cross-entropy, binary cross-entropy or squared error, by `config.problem_type`.
+
+    A missing problem type is inferred from `labels` and noted in the config, as in Transformers' own models, so that
+    the pipeline applies the right function to the scores. Unlike `ForSequenceClassificationLoss`, all three are
+    normalised by `num_items_in_batch`: Trainer then does not divide by the accumulation steps.
+
+    Args:
+        logits: `(batch, num_labels)`.
+        labels: `(batch,)` class ids; `(batch, num_labels)` of 0 and 1; or regression targets of either shape.
+
+    Raises:
+        ValueError: `labels` have another shape than the problem type asks for.
+    """
+    if config.problem_type is None:
+        if config.num_labels == 1:
+            config.problem_type = "regression"
+        elif labels.is_floating_point() or (labels.dim() > 1 and labels.shape[-1] > 1):
+            config.problem_type = "multi_label_classification"
+        else:
+            config.problem_type = "single_label_classification"
+
+    logits, labels = logits.float(), labels.to(logits.device)
+    num_expected = logits.shape[0] if config.problem_type == "single_label_classification" else logits.numel()
+    if labels.numel() != num_expected:
+        expected = tuple(logits.shape[:1]) if num_expected == logits.shape[0] else tuple(logits.shape)
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}, but problem_type {config.problem_type!r} with "
+            f"{config.num_labels} labels expects {expected}: check num_labels and problem_type"
+        )
+    if config.problem_type == "single_label_classification":
+        return fixed_cross_entropy(logits, labels.view(-1).long(), num_items_in_batch)
+    loss_function = (
+        nn.functional.mse_loss
+        if config.problem_type == "regression"
+        else nn.functional.binary_cross_entropy_with_logits
+    )
+    loss = loss_function(logits.view(-1), labels.view(-1).float(), reduction="sum")
+    return loss / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
+
+
+@auto_docstring
+class ChinchillaForSequenceClassification(ChinchillaPreTrainedModel):
+    def __init__(self, config: ChinchillaConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = ChinchillaModel(config, add_pooling_layer=True)
+        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutput:
+        r"""
+        labels (`torch.Tensor` of shape `(batch_size,)` or `(batch_size, num_labels)`, *optional*):
+            Class ids, 0/1 for each label, or regression targets, by `config.problem_type`.
+        """
+        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        logits = self.classifier(self.dropout(outputs.pooler_output))
+        loss = None
+        if labels is not None:
+            loss = sequence_classification_loss(logits, labels, self.config, kwargs.get("num_items_in_batch"))
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+@auto_docstring
+class ChinchillaForTokenClassification(ChinchillaPreTrainedModel):
+    def __init__(self, config: ChinchillaConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = ChinchillaModel(config, add_pooling_layer=False)
+        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TokenClassifierOutput:
+        r"""
+        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Class id of each token; positions with -100 count for nothing.
+        """
+        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, self.config, **kwargs)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+@auto_docstring
+class ChinchillaForQuestionAnswering(ChinchillaPreTrainedModel):
+    def __init__(self, config: ChinchillaConfig):
+        super().__init__(config)
+        self.model = ChinchillaModel(config, add_pooling_layer=False)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        start_positions: torch.LongTensor | None = None,
+        end_positions: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> QuestionAnsweringModelOutput:
+        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        logits = self.qa_outputs(outputs.last_hidden_state)  # (batch, length, 2)
+        start_logits, end_logits = (scores.squeeze(-1).contiguous() for scores in logits.split(1, dim=-1))
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions, **kwargs)
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+@auto_docstring
+class ChinchillaForMultipleChoice(ChinchillaPreTrainedModel):
+    def __init__(self, config: ChinchillaConfig):
+        super().__init__(config)
+        self.model = ChinchillaModel(config, add_pooling_layer=True)
+        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MultipleChoiceModelOutput:
+        r"""
+        input_ids (`torch.LongTensor` of shape `(batch_size, num_choices, sequence_length)`):
+            Token ids of every choice.
+        attention_mask (`torch.Tensor` of shape `(batch_size, num_choices, sequence_length)`, *optional*):
+            1 for tokens, 0 for padding.
+        token_type_ids (`torch.LongTensor` of shape `(batch_size, num_choices, sequence_length)`, *optional*):
+            0 for the first text of a pair, 1 for the second.
+        position_ids (`torch.LongTensor` of shape `(batch_size, num_choices, sequence_length)`, *optional*):
+            Positions of the tokens.
+        inputs_embeds (`torch.FloatTensor`, *optional*):
+            Embeddings in place of `input_ids`, of shape `(batch_size, num_choices, sequence_length, hidden_size)`.
+        labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Index of the right choice.
+        """
+        num_choices = (input_ids if input_ids is not None else inputs_embeds).shape[1]
+        flat = [
+            None if tensor is None else tensor.flatten(0, 1)
+            for tensor in (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        ]
+        outputs = self.model(*flat, **kwargs)
+        logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, num_choices)
+        loss = None
+        if labels is not None:
+            loss = fixed_cross_entropy(logits.float(), labels.view(-1), kwargs.get("num_items_in_batch"))
+        return MultipleChoiceModelOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+def _classifier_dropout(config: ChinchillaConfig) -> float:
+    return config.hidden_dropout if config.classifier_dropout is None else config.classifier_dropout
+
+
+# Which class an Auto class builds for a ChinchillaConfig: written into every checkpoint's `auto_map`.
+AUTO_CLASSES = {
+    "AutoModel": "ChinchillaModel",
+    "AutoModelForTextEncoding": "ChinchillaModel",
+    "AutoModelForPreTraining": "ChinchillaForPreTraining",
+    "AutoModelForMaskedLM": "ChinchillaForMaskedLM",
+    "AutoModelForNextSentencePrediction": "ChinchillaForNextSentencePrediction",
+    "AutoModelForSequenceClassification": "ChinchillaForSequenceClassification",
+    "AutoModelForTokenClassification": "ChinchillaForTokenClassification",
+    "AutoModelForQuestionAnswering": "ChinchillaForQuestionAnswering",
+    "AutoModelForMultipleChoice": "ChinchillaForMultipleChoice",
+}
+
+ChinchillaModel.register_for_auto_class("AutoModel")
+ChinchillaForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+ChinchillaForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
+ChinchillaForNextSentencePrediction.register_for_auto_class("AutoModelForNextSentencePrediction")
+ChinchillaForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+ChinchillaForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")
+ChinchillaForQuestionAnswering.register_for_auto_class("AutoModelForQuestionAnswering")
+ChinchillaForMultipleChoice.register_for_auto_class("AutoModelForMultipleChoice")
+
+__all__ = [
+    "ChinchillaForMaskedLM",
+    "ChinchillaForMultipleChoice",
+    "ChinchillaForNextSentencePrediction",
+    "ChinchillaForPreTraining",
+    "ChinchillaForPreTrainingOutput",
+    "ChinchillaForQuestionAnswering",
+    "ChinchillaForSequenceClassification",
+    "ChinchillaForTokenClassification",
+    "ChinchillaModel",
+    "ChinchillaPreTrainedModel",
+]

@@ -1,0 +1,227 @@
+"""
+The block that every Chinchilla model is built from: attention and a feed-forward network, each with LayerNorm and
+residual addition, and the embeddings in front of them.
+
+`ChinchillaLayer.residual` is the one place that reads `config.norm_placement`.
+
+This file travels inside every checkpoint: it needs transformers and torch alone.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+
+from .configuration_chinchilla import ChinchillaConfig
+
+
+def layer_norm(config: ChinchillaConfig) -> nn.LayerNorm:
+    """A LayerNorm over the residual stream, as the config describes it."""
+    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=config.layer_norm_bias)
+
+
+class ChinchillaEmbeddings(nn.Module):
+    """Token, token-type and (with `position_embedding_type="learned"`) position embeddings, summed."""
+
+    def __init__(self, config: ChinchillaConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.embed_token_types = (
+            nn.Embedding(config.type_vocab_size, config.hidden_size) if config.type_vocab_size > 0 else None
+        )
+        self.embed_positions = (
+            nn.Embedding(config.max_position_embeddings, config.hidden_size)
+            if config.position_embedding_type == "learned"
+            else None
+        )
+        self.norm = layer_norm(config) if config.embedding_norm else None
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None,
+        token_type_ids: torch.LongTensor | None,
+        position_ids: torch.LongTensor,
+        inputs_embeds: torch.FloatTensor | None,
+    ) -> torch.Tensor:
+        hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if self.embed_token_types is not None:
+            if token_type_ids is None:  # type 0 everywhere, so that the table always has a gradient
+                token_type_ids = torch.zeros_like(position_ids)
+            hidden_states = hidden_states + self.embed_token_types(token_type_ids)
+        if self.embed_positions is not None:
+            hidden_states = hidden_states + self.embed_positions(position_ids)
+        if self.norm is not None:
+            hidden_states = self.norm(hidden_states)
+        return self.dropout(hidden_states)
+
+
+class ChinchillaRotaryEmbedding(nn.Module):
+    """Cosines and sines of the rotary position embedding (Su et al. 2021, equation 34), made once a forward."""
+
+    def __init__(self, config: ChinchillaConfig):
+        super().__init__()
+        self.max_seq_len_cached = config.max_position_embeddings
+        self.original_max_seq_len = config.max_position_embeddings
+        self.config = config
+        self.rope_type = config.rope_parameters["rope_type"]
+        rope_init_fn: Callable = self.compute_default_rope_parameters
+        if self.rope_type != "default":
+            rope_init_fn = ROPE_INIT_FUNCTIONS[self.rope_type]
+        inv_freq, self.attention_scaling = rope_init_fn(config)
+        # Not in the checkpoint: `PreTrainedModel._init_weights` makes both anew after loading.
+        self.inv_freq = nn.Buffer(inv_freq, persistent=False)
+        self.original_inv_freq = nn.Buffer(inv_freq.clone(), persistent=False)
+
+    @staticmethod
+    def compute_default_rope_parameters(config: ChinchillaConfig, **kwargs) -> tuple[torch.Tensor, float]:
+        """Inverse frequencies, shape `(head_dim / 2,)`, and the factor on cosines and sines (1)."""
+        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float) / config.head_dim
+        return 1.0 / (config.rope_parameters["rope_theta"] ** exponents), 1.0
+
+    @torch.no_grad()
+    @dynamic_rope_update
+    def forward(self, x: torch.Tensor, position_ids: torch.LongTensor) -> tuple[torch.Tensor, torch.Tensor]:
+        angles = position_ids[..., None].float() * self.inv_freq.to(device=x.device, dtype=torch.float)
+        angles = torch.cat((angles, angles), dim=-1)
+        cos = angles.cos() * self.attention_scaling
+        sin = angles.sin() * self.attention_scaling
+        return cos.to(dtype=x.dtype), sin.to(dtype=x.dtype)  # each (batch or 1, length, head_dim)
+
+
+def rotate_half(x: torch.Tensor) -> torch.Tensor:
+    """`(a, b)` -> `(-b, a)`, where a and b are the halves of the last dimension."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
+
+
+def apply_rotary_pos_emb(
+    query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn `query` and `key`, `(batch, heads, length, head_dim)`, by the angles of their positions."""
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    return query * cos + rotate_half(query) * sin, key * cos + rotate_half(key) * sin
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The reference: softmax(q k^T * scaling + mask) v, with the weights returned."""
+    attn_weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        attn_weights = attn_weights + attention_mask
+    attn_weights = nn.functional.softmax(attn_weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    attn_weights = nn.functional.dropout(attn_weights, p=dropout, training=module.training)
+    attn_output = torch.matmul(attn_weights, value).transpose(1, 2).contiguous()
+    return attn_output, attn_weights
+
+
+class ChinchillaAttention(nn.Module):
+    """Multi-head self-attention over whatever backend `config._attn_implementation` names."""
+
+    def __init__(self, config: ChinchillaConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.scaling = config.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = False
+        inner_size = config.num_attention_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, inner_size, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, inner_size, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, inner_size, bias=config.attention_bias)
+        self.o_proj = nn.Linear(inner_size, config.hidden_size, bias=config.attention_bias)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        input_shape = hidden_states.shape[:-1]
+        head_shape = (*input_shape, -1, self.head_dim)  # -1: tensor parallelism and pruning change the head count
+        query = self.q_proj(hidden_states).view(head_shape).transpose(1, 2)  # (batch, heads, length, head_dim)
+        key = self.k_proj(hidden_states).view(head_shape).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
+        if position_embeddings is not None:
+            query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attn_output, attn_weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        attn_output = attn_output.reshape(*input_shape, -1).contiguous()
+        return self.o_proj(attn_output), attn_weights
+
+
+class ChinchillaMLP(nn.Module):
+    """Feed-forward network: `hidden_size -> intermediate_size -> hidden_size`."""
+
+    def __init__(self, config: ChinchillaConfig):
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.act_fn = ACT2FN[config.hidden_act]
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
+
+
+class ChinchillaLayer(GradientCheckpointingLayer):
+    """One block: attention, then the feed-forward network, each with its LayerNorm and residual addition."""
+
+    def __init__(self, config: ChinchillaConfig, layer_idx: int):
+        super().__init__()
+        self.norm_placement = config.norm_placement
+        self.self_attn = ChinchillaAttention(config, layer_idx)
+        self.self_attn_norm = layer_norm(config)
+        self.mlp = ChinchillaMLP(config)
+        self.mlp_norm = layer_norm(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def residual(
+        self, hidden_states: torch.Tensor, sublayer: Callable[[torch.Tensor], torch.Tensor], norm: nn.LayerNorm
+    ) -> torch.Tensor:
+        """Add `sublayer`'s work to `hidden_states`, with `norm` where `norm_placement` says."""
+        if self.norm_placement == "post":
+            return norm(hidden_states + self.dropout(sublayer(hidden_states)))
+        if self.norm_placement == "pre":
+            return hidden_states + self.dropout(sublayer(norm(hidden_states)))
+        return hidden_states + self.dropout(norm(sublayer(hidden_states)))
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        def attend(normed_states: torch.Tensor) -> torch.Tensor:
+            return self.self_attn(normed_states, attention_mask, position_embeddings, **kwargs)[0]
+
+        hidden_states = self.residual(hidden_states, attend, self.self_attn_norm)
+        return self.residual(hidden_states, self.mlp, self.mlp_norm)

@@ -1,0 +1,70 @@
+"""
+Registration with the Auto classes, without importing torch.
+
+`AutoModelForX.register(Config, Model)` wants the classes themselves, so calling it when this package is imported
+would import torch and the whole of `transformers.modeling_utils`: seconds, for a user who only wants `--help`. So we
+wait until something imports Transformers' Auto modules, and then add our names to the tables that those keep for
+their own models: class names, resolved at first use in the module `transformers.models.<model type>`, for which
+`sys.modules` holds this package. Where the Auto modules are imported already, nothing is left to save and the public
+`register` does it.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+
+import wrapt
+
+# Model type -> configuration class, and Auto class -> model class.
+FAMILIES = {
+    "chinchilla": (
+        "ChinchillaConfig",
+        {
+            "AutoModel": "ChinchillaModel",
+            "AutoModelForTextEncoding": "ChinchillaModel",
+            "AutoModelForPreTraining": "ChinchillaForPreTraining",
+            "AutoModelForMaskedLM": "ChinchillaForMaskedLM",
+            "AutoModelForNextSentencePrediction": "ChinchillaForNextSentencePrediction",
+            "AutoModelForSequenceClassification": "ChinchillaForSequenceClassification",
+            "AutoModelForTokenClassification": "ChinchillaForTokenClassification",
+            "AutoModelForQuestionAnswering": "ChinchillaForQuestionAnswering",
+            "AutoModelForMultipleChoice": "ChinchillaForMultipleChoice",
+        },
+    ),
+}
+
+_CONFIGURATION_AUTO = "transformers.models.auto.configuration_auto"
+_MODELING_AUTO = "transformers.models.auto.modeling_auto"
+
+
+def register_auto_classes() -> None:
+    """Make every Auto class of Transformers know our models: now, or as soon as it is imported."""
+    package = sys.modules[__package__]
+    for model_type in FAMILIES:
+        sys.modules[f"transformers.models.{model_type}"] = package
+    if _CONFIGURATION_AUTO in sys.modules:
+        _register_classes(package)
+    else:
+        wrapt.register_post_import_hook(_add_config_names, _CONFIGURATION_AUTO)
+        wrapt.register_post_import_hook(_add_model_names, _MODELING_AUTO)
+
+
+def _add_config_names(configuration_auto: ModuleType) -> None:
+    for model_type, (config_name, _) in FAMILIES.items():
+        configuration_auto.CONFIG_MAPPING_NAMES[model_type] = config_name
+
+
+def _add_model_names(modeling_auto: ModuleType) -> None:
+    for model_type, (_, model_names) in FAMILIES.items():
+        for auto_name, model_name in model_names.items():
+            mapping = getattr(modeling_auto, auto_name)._model_mapping
+            mapping._model_mapping[model_type] = model_name
+
+
+def _register_classes(package: ModuleType) -> None:
+    auto = importlib.import_module("transformers.models.auto")
+    for model_type, (config_name, model_names) in FAMILIES.items():
+        config_class = getattr(package, config_name)
+        auto.AutoConfig.register(model_type, config_class, exist_ok=True)
+        for auto_name, model_name in model_names.items():
+            getattr(auto, auto_name).register(config_class, getattr(package, model_name), exist_ok=True)
