@@ -31,7 +31,7 @@ class ChinchillaConfig(PreTrainedConfig):
         num_attention_heads (`int`, *optional*, defaults to 4):
             Attention heads of each block.
         head_dim (`int`, *optional*):
-            Width of one head; `None` stands for `hidden_size // num_attention_heads`. Must be even with rope.
+            Width of one head; `None` stands for `hidden_size // num_attention_heads`. Must be even.
         hidden_act (`str`, *optional*, defaults to `"relu"`):
             Activation of the feed-forward network and of the masked-token head: any name in
             `transformers.activations.ACT2FN`.
@@ -175,11 +175,8 @@ class ChinchillaConfig(PreTrainedConfig):
             rate = getattr(self, name)
             if rate is not None and not 0 <= rate < 1:
                 raise ValueError(f"{name} is {rate}, expected a share from 0 up to, but not including, 1")
-        if self.position_embedding_type == "rope" and self.head_dim % 2 != 0:
-            raise ValueError(
-                f"head_dim is {self.head_dim}, but rope turns pairs of channels: make it even, or set "
-                "position_embedding_type='learned'"
-            )
+        if self.head_dim % 2 != 0:
+            raise ValueError(f"head_dim is {self.head_dim}, but rotary positions turn pairs of channels: make it even")
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(
                 f"pad_token_id is {self.pad_token_id}, but vocab_size is {self.vocab_size}: pass the tokenizer's "

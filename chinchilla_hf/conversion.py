@@ -129,6 +129,23 @@ def convert_checkpoint(
     return convert_model(source, model_class, **config_overrides)
 
 
+def load_or_convert(
+    name_or_path: str | os.PathLike, model_class: type[ChinchillaPreTrainedModel], **config_overrides: Any
+) -> ChinchillaPreTrainedModel:
+    """
+    A `model_class` that starts from a checkpoint of ours or of the BERT family, whichever `name_or_path` holds.
+
+    A head of another size than `config_overrides` asks for (`num_labels`) is freshly initialised.
+
+    Raises:
+        ValueError: the checkpoint is of another family.
+    """
+    config = AutoConfig.from_pretrained(name_or_path)
+    if config.model_type == ChinchillaConfig.model_type:
+        return model_class.from_pretrained(name_or_path, ignore_mismatched_sizes=True, **config_overrides)
+    return convert_checkpoint(name_or_path, model_class, **config_overrides)
+
+
 def convert_model(
     source: PreTrainedModel, model_class: type[ChinchillaPreTrainedModel] | None = None, **config_overrides: Any
 ) -> ChinchillaPreTrainedModel:

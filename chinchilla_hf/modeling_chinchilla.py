@@ -267,6 +267,7 @@ class ChinchillaForPreTraining(ChinchillaPreTrainedModel):
         self.transform = ChinchillaPredictionTransform(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.seq_relationship = nn.Linear(config.hidden_size, 2)
+        self.loss_type = "ForMaskedLM"  # Transformers finds no loss by this class's name
         self.post_init()
 
     @can_return_tuple

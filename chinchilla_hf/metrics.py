@@ -1,0 +1,337 @@
+"""
+Metrics of text classification and regression, without the Hub.
+
+`evaluate.load("accuracy")` downloads a script; [`TextClassification`] is the same kind of object with its code here.
+The values come from scikit-learn and SciPy. What a metric is called depends on the kind of problem, named as in
+`config.problem_type` of Transformers.
+"""
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import evaluate
+import numpy as np
+from scipy import stats
+from sklearn import metrics as sklearn_metrics
+
+from .run_record import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from transformers import EvalPrediction
+
+# Problem type -> the metric that chooses the best checkpoint. Greater is better for all three.
+MAIN_METRIC = {
+    "single_label_classification": "accuracy",
+    "multi_label_classification": "micro_f1",
+    "regression": "r2",
+}
+
+
+def check_problem_type(problem_type: str) -> None:
+    """Raise `ValueError` unless `problem_type` is one of Transformers' three."""
+    if problem_type not in MAIN_METRIC:
+        raise ValueError(f"problem_type is {problem_type!r}, but must be one of {', '.join(MAIN_METRIC)}: choose one")
+
+
+def text_metrics(predictions: Any, references: Any, problem_type: str) -> dict[str, float]:
+    """
+    All metrics of one kind of problem.
+
+    Args:
+        predictions: `(rows,)` class ids or names, `(rows, labels)` of 0 and 1 for multi-label, `(rows,)` numbers for
+            regression.
+        references: the same, of the truth.
+        problem_type: a key of `MAIN_METRIC`.
+
+    Returns:
+        `accuracy`, `macro_f1`, `weighted_f1`; or, for multi-label, `subset_accuracy` (all labels of a row right),
+        `micro_f1`, `macro_f1`; or `mse`, `mae`, `r2`, `pearson`, `spearman`. An undefined correlation is NaN.
+
+    Raises:
+        ValueError: an unknown problem type, no rows, or shapes that do not fit together.
+    """
+    check_problem_type(problem_type)
+    predictions, references = np.asarray(predictions), np.asarray(references)
+    dimensions = 2 if problem_type == "multi_label_classification" else 1
+    if predictions.shape != references.shape or references.ndim != dimensions or len(references) == 0:
+        raise ValueError(
+            f"predictions have shape {predictions.shape} and references {references.shape}, but {problem_type} needs "
+            f"the same {'(rows, labels)' if dimensions == 2 else '(rows,)'} for both, with at least one row: "
+            "check that both come from the same split"
+        )
+    if problem_type == "regression":
+        mse = sklearn_metrics.mean_squared_error(references, predictions)
+        # Of one row, or where all values are equal, these are not defined; the libraries would also warn.
+        spread = len(references) > 1 and np.ptp(references) > 0
+        correlated = spread and np.ptp(predictions) > 0
+        values = {
+            "mse": mse,
+            "mae": sklearn_metrics.mean_absolute_error(references, predictions),
+            "r2": sklearn_metrics.r2_score(references, predictions) if spread else np.nan,
+            "pearson": stats.pearsonr(references, predictions).statistic if correlated else np.nan,
+            "spearman": stats.spearmanr(references, predictions).statistic if correlated else np.nan,
+        }
+    else:
+        # zero_division=0 is what scikit-learn does by default for a class that is never predicted, less its warning.
+        f1 = {
+            f"{average}_f1": sklearn_metrics.f1_score(references, predictions, average=average, zero_division=0)
+            for average in (("micro", "macro") if dimensions == 2 else ("macro", "weighted"))
+        }
+        accuracy = "subset_accuracy" if dimensions == 2 else "accuracy"
+        values = {accuracy: sklearn_metrics.accuracy_score(references, predictions), **f1}
+    return {name: float(value) for name, value in values.items()}
+
+
+class TextClassification(evaluate.Metric):
+    """
+    The metrics of [`text_metrics`] as an `evaluate` metric: `compute`, `add`, `add_batch`, `evaluate.combine`.
+
+    Args:
+        config_name: the problem type; single-label classification if not given.
+        kwargs: see `evaluate.Metric`. Unless `keep_in_memory=False`, or several processes, nothing is written to the
+            user's cache.
+
+    Example:
+
+    ```python
+    >>> TextClassification().compute(predictions=[0, 1, 1, 0], references=[0, 1, 0, 0])["accuracy"]
+    0.75
+    ```
+    """
+
+    def __init__(self, config_name: str | None = None, **kwargs: Any) -> None:
+        kwargs.setdefault("keep_in_memory", kwargs.get("num_process", 1) == 1)
+        super().__init__(config_name or "single_label_classification", **kwargs)
+
+    def _build_data_dir(self) -> str:
+        # The base class makes a folder in the cache even where it will keep everything in memory.
+        return "" if self.keep_in_memory else super()._build_data_dir()
+
+    def _info(self) -> evaluate.MetricInfo:
+        check_problem_type(self.config_name)
+        value: Any = datasets.Value("float64" if self.config_name == "regression" else "int64")
+        if self.config_name == "multi_label_classification":
+            value = datasets.Sequence(value)
+        return evaluate.MetricInfo(
+            description="Accuracy and F1, or errors and correlations, of a text classifier.",
+            citation="",
+            inputs_description=(
+                "predictions, references: one class id a row; for multi-label one list of 0 and 1 a row; "
+                "for regression one number a row."
+            ),
+            features=datasets.Features({"predictions": value, "references": value}),
+            reference_urls=["https://scikit-learn.org/stable/modules/model_evaluation.html"],
+        )
+
+    def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
+        """Add rows; see `evaluate.Metric.add_batch`. Raises `ValueError` where ids are expected but scores come."""
+        if self.config_name != "regression":
+            for name, values in (("predictions", predictions), ("references", references)):
+                array = np.asarray(values)
+                # The base class would cut 0.9 down to 0 without a word.
+                if array.dtype.kind == "f" and not np.array_equal(array, np.trunc(array)):
+                    raise ValueError(
+                        f"{name} hold {array[array != np.trunc(array)].flat[0]}, but {self.config_name} needs whole "
+                        "numbers: pass class ids (argmax) or 0 and 1 (logits > 0), not scores"
+                    )
+        super().add_batch(predictions=predictions, references=references, **kwargs)
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        return text_metrics(predictions, references, self.config_name)
+
+
+def predictions_from_logits(logits: np.ndarray, problem_type: str) -> np.ndarray:
+    """
+    What a model that gives `logits` of shape `(rows, labels)` says: `(rows,)` class ids; for multi-label
+    `(rows, labels)` of 0 and 1, 1 above a logit of 0, which is a probability of one half; for regression `(rows,)`.
+
+    Raises:
+        ValueError: an unknown problem type, logits that are not finite, or more than one number a row to regress.
+    """
+    check_problem_type(problem_type)
+    bad_rows = int((~np.isfinite(logits)).reshape(len(logits), -1).any(axis=1).sum())
+    if bad_rows:  # argmax of NaN is 0, which would score as an honest guess of the first class
+        raise ValueError(
+            f"the logits of {bad_rows} of {len(logits)} rows are not finite, so the training has diverged: "
+            "go back to an earlier checkpoint and lower the learning rate"
+        )
+    if problem_type == "single_label_classification":
+        return logits.argmax(axis=-1)
+    if problem_type == "multi_label_classification":
+        return (logits > 0).astype(np.int64)
+    if logits.size != len(logits):
+        raise ValueError(f"the logits have shape {logits.shape}, but regression needs one a row: set num_labels=1")
+    return logits.reshape(len(logits))
+
+
+def classification_compute_metrics(problem_type: str) -> "Callable[[EvalPrediction], dict[str, float]]":
+    """
+    `compute_metrics` for a Trainer that fine-tunes a sequence classification model.
+
+    Raises:
+        ValueError: an unknown problem type, now; what [`predictions_from_logits`] and [`text_metrics`] refuse, later.
+    """
+    check_problem_type(problem_type)
+
+    def compute_metrics(prediction: "EvalPrediction") -> dict[str, float]:
+        # A model that returns hidden states or attentions too gives a tuple, logits first.
+        logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+        labels = np.asarray(prediction.label_ids)
+        if problem_type == "regression":
+            labels = labels.reshape(len(labels))
+        elif problem_type == "multi_label_classification":
+            labels = labels.astype(np.int64)  # the loss wants floats, the metrics want labels
+        return text_metrics(predictions_from_logits(np.asarray(logits), problem_type), labels, problem_type)
+
+    return compute_metrics
+
+
+def confidence_interval(accuracy: float, rows: int, confidence_level: float = 0.95) -> tuple[float, float]:
+    """
+    Wilson's score interval of an accuracy that was measured on `rows` rows (Wilson 1927, JASA 22:209-212).
+
+    It says how far another test set of the same size and kind may fall from this one; it knows nothing of the
+    luck of the training run.
+
+    Raises:
+        ValueError: an accuracy outside 0 to 1, or no rows.
+    """
+    if not 0 <= accuracy <= 1 or rows < 1:
+        raise ValueError(
+            f"accuracy is {accuracy} on {rows} rows, but must be from 0 to 1 on at least one row: "
+            "pass the share of right answers, not their number or a percentage"
+        )
+    interval = stats.binomtest(round(accuracy * rows), rows).proportion_ci(confidence_level, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+# Above the first number of classes, counts do not fit into the cells; above the second, names not along the axes.
+_MAX_CLASSES_WITH_COUNTS = 12
+_MAX_CLASSES_WITH_NAMES = 40
+_LISTED_PAIRS = 20
+_LONGEST_NAME = 26
+
+
+def plot_confusion_matrix(
+    references: Sequence[int] | np.ndarray,
+    predictions: Sequence[int] | np.ndarray,
+    label_names: Sequence[str],
+    path: str | os.PathLike[str],
+) -> None:
+    """
+    Write a PNG of the confusion matrix: a row a true class, coloured by the share of the row, right answers blue and
+    wrong ones red. With few classes every cell says its count and its percentage of the row; with many, a list beside
+    the matrix names the pairs that are confused most.
+
+    The picture is drawn without pyplot, so that the caller's backend and open figures stay as they are.
+
+    Args:
+        references: `(rows,)` ids of the true classes.
+        predictions: `(rows,)` ids of the predicted classes.
+        label_names: name of every class, in the order of the ids.
+        path: the PNG; replaced only when the new picture is complete.
+
+    Raises:
+        ValueError: ids without a name, or shapes that do not fit together.
+    """
+    references, predictions = np.asarray(references), np.asarray(predictions)
+    if references.ndim != 1 or references.shape != predictions.shape or len(references) == 0:
+        raise ValueError(
+            f"references have shape {references.shape} and predictions {predictions.shape}, but a confusion matrix "
+            "needs the same (rows,) for both, with at least one row: pass one class id a row"
+        )
+    ids = np.concatenate([references, predictions])
+    if ids.min() < 0 or ids.max() >= len(label_names):
+        raise ValueError(
+            f"class ids go from {ids.min()} to {ids.max()}, but there are {len(label_names)} label names: "
+            "pass one name for every class"
+        )
+    counts = sklearn_metrics.confusion_matrix(references, predictions, labels=range(len(label_names)))
+    picture = io.BytesIO()
+    # No Software entry: the same matrix gives the same bytes.
+    _confusion_figure(counts, label_names).savefig(
+        picture, format="png", bbox_inches="tight", pad_inches=0.15, metadata={"Software": None}
+    )
+    write_atomically(path, picture.getvalue())
+
+
+def _confusion_figure(counts: np.ndarray, label_names: Sequence[str]) -> "Figure":
+    """The figure of `counts`, `(classes, classes)`, true class first."""
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+
+    classes = len(counts)
+    names = _drawable_names(label_names)
+    has_pairs = classes > _MAX_CLASSES_WITH_COUNTS
+    side = float(np.clip(1.1 * classes, 4.0, 7.0)) if not has_pairs else (8.0 if classes <= 40 else 7.2)
+    figure = Figure(figsize=(side + (4.6 if has_pairs else 1.4), side + 0.6), dpi=150, layout="constrained")
+    if has_pairs:
+        axes, list_axes = figure.subplots(1, 2, width_ratios=(side, 4.0))
+    else:
+        axes = figure.subplots()
+
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = counts / np.maximum(totals, 1)
+    right = np.eye(classes, dtype=bool)
+    # One sheet of blue and one of red. Errors are few in any one cell, so red starts at a visible pink.
+    blues = LinearSegmentedColormap.from_list("right", ["#deebf7", "#4292c6", "#08519c"])
+    reds = LinearSegmentedColormap.from_list("wrong", ["#fdd5c4", "#fb6a4a", "#a50f15"])
+    axes.imshow(np.ma.masked_where(~right, shares), cmap=blues, vmin=0, vmax=1)
+    axes.imshow(np.ma.masked_where(right | (counts == 0), shares), cmap=reds, vmin=0, vmax=0.5)
+
+    correct = int(np.trace(counts))
+    axes.set_title(f"{correct:,} of {counts.sum():,} right ({correct / counts.sum():.1%})", fontsize=11)
+    suffix = "" if classes <= _MAX_CLASSES_WITH_NAMES else " (class number)"
+    axes.set_xlabel(f"predicted{suffix}")
+    axes.set_ylabel(f"true{suffix}")
+    if classes <= _MAX_CLASSES_WITH_NAMES:
+        size = 9 if classes <= _MAX_CLASSES_WITH_COUNTS else 7
+        turned = (
+            {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) * classes > 40 else {}
+        )
+        axes.set_xticks(range(classes), names, fontsize=size, parse_math=False, **turned)
+        axes.set_yticks(range(classes), names, fontsize=size, parse_math=False)
+    if has_pairs:
+        _list_confused_pairs(list_axes, counts, names)
+        return figure
+    size = 11 if classes <= 5 else 9 if classes <= 8 else 7
+    for row, column in np.ndindex(classes, classes):
+        count, share = counts[row, column], shares[row, column]
+        color = "#888888" if count == 0 else "white" if share > (0.6 if row == column else 0.35) else "black"
+        text = f"{count:,}\n{share:.0%}" if count else "0"
+        axes.text(column, row, text, ha="center", va="center", fontsize=size, color=color)
+    return figure
+
+
+def _list_confused_pairs(axes: Any, counts: np.ndarray, names: Sequence[str]) -> None:
+    """Write the most frequent errors into `axes`, one line a pair of classes."""
+    axes.set_axis_off()
+    errors = counts * ~np.eye(len(counts), dtype=bool)
+    order = np.argsort(-errors, axis=None, kind="stable")[:_LISTED_PAIRS]
+    pairs = [(row, column) for row, column in zip(*np.unravel_index(order, errors.shape), strict=True)]
+    pairs = [(row, column) for row, column in pairs if errors[row, column] > 0]
+    axes.text(0.07, 1, "most confused: true → predicted" if pairs else "no errors", fontsize=9, va="top", weight="bold")
+    for line, (row, column) in enumerate(pairs, start=1):
+        share = errors[row, column] / counts[row].sum()
+        height = 1 - line / (_LISTED_PAIRS + 1)
+        axes.text(0.14, height, f"{errors[row, column]:,}", fontsize=8, ha="right", va="top")
+        axes.text(0.17, height, f"({share:.0%})", fontsize=8, va="top", color="#666666")
+        axes.text(0.32, height, f"{names[row]} → {names[column]}", fontsize=8, va="top", parse_math=False)
+
+
+def _drawable_names(label_names: Sequence[str]) -> list[str]:
+    """Names on one line, short enough, and by number where the default font has no shapes for them (Chinese)."""
+    from matplotlib import font_manager
+
+    shapes = font_manager.get_font(font_manager.findfont(font_manager.FontProperties())).get_charmap()
+    names = []
+    for number, label_name in enumerate(label_names):
+        name = " ".join(str(label_name).split())
+        if len(name) > _LONGEST_NAME:
+            name = f"{name[: _LONGEST_NAME - 1]}…"
+        names.append(name if name and all(ord(character) in shapes for character in name) else f"class {number}")
+    return names

