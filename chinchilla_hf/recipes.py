@@ -1,14 +1,18 @@
 """Options of the training scripts: dataclasses, filled from a YAML recipe and the command line."""
 
+import contextlib
 import dataclasses
 import importlib.util
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
+
+logger = logging.getLogger(__name__)
 
 PACKAGE_SCHEME = "package://"
 
@@ -85,3 +89,13 @@ def resolve_location(location: str) -> str:
     if not path.exists():
         raise FileNotFoundError(f"the Python package {package!r} is installed, but holds no {inner!r}")
     return str(path)
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Around the preparation of a run: what is wrong with the input ends the script with one line, no traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        logger.debug("where it was raised:", exc_info=True)
+        raise SystemExit(f"error: {error}") from error

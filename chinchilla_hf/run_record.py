@@ -47,7 +47,8 @@ PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "sc
 # Instruction sets that decide how fast bfloat16, int8 and plain float32 are; names as in /proc/cpuinfo.
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "bf16", "i8mm")
 
-_TOKEN_OPTION = re.compile(r"--\w*token$", re.IGNORECASE)
+# Options that hold a secret: hub_token, push_to_hub_token, --hf-token; but not mask_token.
+_SECRET_OPTION = re.compile(r"(--)?(\w+[_-])?((hub|hf|access|auth|api)[_-])token|(--)?token", re.IGNORECASE)
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
@@ -74,27 +75,33 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
 
 def peak_memory_bytes() -> int | None:
     """Largest resident memory of this process so far, in bytes; `None` where the system does not tell (Windows)."""
+    # Linux keeps ru_maxrss across exec, so under a launcher getrusage would tell the launcher's peak if that is larger.
+    if os.path.exists("/proc/self/status"):
+        with open("/proc/self/status", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("VmHWM:"):  # in kB, proc_pid_status(5)
+                    return int(line.split()[1]) * 1024
     try:
         import resource
     except ImportError:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # getrusage(2): kilobytes on Linux, bytes on macOS.
+    # getrusage(2): bytes on macOS, kilobytes elsewhere.
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def command_line() -> str:
-    """The command that started this process, ready for a shell; the value of any `--...token` option is left out."""
+    """The command that started this process, ready for a shell; the value of an access token is left out."""
     main_spec = getattr(sys.modules["__main__"], "__spec__", None)
     arguments = list(sys.argv)
     # With `python -m package.module`, Python puts the full path of the module there: a path that nobody typed.
-    if main_spec is not None and os.path.isabs(arguments[0]):
+    if main_spec is not None and arguments and os.path.isabs(arguments[0]):
         arguments[:1] = ["-m", main_spec.name.removesuffix(".__main__")]
     for i, argument in enumerate(arguments):
         option, equals, _ = argument.partition("=")
-        if _TOKEN_OPTION.match(option) and equals:
+        if _SECRET_OPTION.fullmatch(option) and equals:
             arguments[i] = f"{option}=..."
-        elif i > 0 and _TOKEN_OPTION.match(arguments[i - 1]):
+        elif i > 0 and _SECRET_OPTION.fullmatch(arguments[i - 1]):
             arguments[i] = "..."
     return shlex.join(["python", *arguments])
 
@@ -138,7 +145,10 @@ def describe_machine(device: "torch.device | str") -> dict[str, Any]:
 
 
 def describe_model(model: "PreTrainedModel", base_model: str | None = None) -> dict[str, Any]:
-    """Class, number of parameters (shared ones once), starting point and the essentials of the config of `model`."""
+    """
+    Class, number of parameters (shared ones once) and the essentials of the config of `model`, and `base_model`: name
+    or path of the checkpoint that the training starts from, `None` for random weights.
+    """
     config = model.config.to_dict()
     return {
         "class": type(model).__name__,
@@ -186,7 +196,7 @@ class RunRecord:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         # Transformers puts tokens among its arguments.
         fields["arguments"] = {
-            name: value for name, value in self.arguments.items() if not name.lower().endswith("token")
+            name: value for name, value in self.arguments.items() if not _SECRET_OPTION.fullmatch(name)
         }
         return _json_value(fields)
 
@@ -214,7 +224,8 @@ class RunRecord:
         """
         try:
             fields = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(**fields)
+            # Not the defaults: those describe this process, not the one that wrote the record.
+            return cls(**{"versions": {}, "command": "", **fields})
         except (ValueError, TypeError) as error:  # not JSON, not UTF-8; not an object, a key too many or too few
             raise ValueError(
                 f"{os.fspath(path)} is not a run record of this version of chinchilla_hf ({error}): "
@@ -232,15 +243,11 @@ class RunRecord:
         """
         mine = self.to_dict()["arguments"]
         others = RunRecord(self.task, dict(other_arguments), versions={}, command="").to_dict()["arguments"]
-        missing = object()
-        lines = []
-        for name in sorted({*mine, *others} - set(ignore)):
-            old, new = mine.get(name, missing), others.get(name, missing)
-            if old != new:
-                lines.append(
-                    f"{name}: {'not given' if old is missing else old} -> {'not given' if new is missing else new}"
-                )
-        return lines
+        names = sorted({*mine, *others} - set(ignore))
+        # An option that one of the two does not have yet counts as None, the usual default of a new option.
+        return [
+            f"{name}: {mine.get(name)} -> {others.get(name)}" for name in names if mine.get(name) != others.get(name)
+        ]
 
 
 def _json_value(value: Any) -> Any:

@@ -73,7 +73,7 @@ def train_tokenizer(
       of a running text have, so take another algorithm for token classification.
     - `"unigram"` (Kudo 2018): for languages written without spaces. It sees text in which the space is one more
       character, not words, and so finds Chinese words of several characters. The slowest to train, and the one that
-      wants text: from 0.4 MB of captions it made 8 % more tokens a text than BPE, from 12 MB of English 5 % fewer. A
+      wants text: from 0.8 MB of captions it made 7 % more tokens a text than BPE, from 12 MB of English 5 % fewer. A
       character that the texts never had is `[UNK]`. Decoding gives back the text up to white space.
 
     Args:

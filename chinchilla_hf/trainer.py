@@ -1,23 +1,10 @@
-"""What the training scripts need beside `transformers.Trainer`: folders that survive a kill, the right precision."""
+"""Thin layers over `transformers.Trainer`."""
 
-import json
-import logging
-import os
-import re
-import shutil
-import tempfile
-import zipfile
-from pathlib import Path
+import importlib.util
+from dataclasses import dataclass, field
 
 import torch
-from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-
-logger = logging.getLogger(__name__)
-
-# A folder with the configuration but without weights does not load, so these come last.
-_WEIGHTS = re.compile(r"model.*\.safetensors")
+from transformers import TrainingArguments
 
 
 def bf16_is_fast() -> bool:
@@ -29,66 +16,75 @@ def bf16_is_fast() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def save_checkpoint_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """
-    Save model, code files and tokenizer in `folder`, which may hold an older checkpoint.
+@dataclass
+class FineTuningArguments(TrainingArguments):
+    """`TrainingArguments` with the defaults of fine-tuning, and what the training scripts add."""
 
-    Everything is written beside the final names and renamed at the end, the weights last: a process that is killed
-    leaves either no loadable checkpoint, or the old one, or the new one.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
-    try:
-        model.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
-        files = sorted(staging.iterdir(), key=lambda path: (bool(_WEIGHTS.fullmatch(path.name)), path.name))
-        for path in files:
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        for old in folder.iterdir():
-            if _WEIGHTS.fullmatch(old.name):
-                old.unlink()
-        for path in files:
-            os.replace(path, folder / path.name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    _argument_group_name = "Training (Trainer's own options, with our defaults)"
 
-
-def last_whole_checkpoint(folder: str | Path) -> Path | None:
-    """
-    The newest `checkpoint-<step>` of a Trainer in `folder` that was written to its end, or `None`.
-
-    Half-written ones (killed while saving, disk full) are removed with a warning, so that nothing loads them later.
-    """
-    checkpoints = sorted(
-        (path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rpartition("-")[2].isdigit()),
-        key=lambda path: int(path.name.rpartition("-")[2]),
+    learning_rate: float = field(default=1e-4, metadata={"help": "Highest learning rate of AdamW."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Texts in a step, on each device."})
+    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Texts in a step of an evaluation."})
+    num_train_epochs: float = field(default=5.0, metadata={"help": "How often every training text is seen."})
+    warmup_steps: float = field(default=0.06, metadata={"help": "Steps of warm-up; below 1: share of all steps."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay, on matrices only."})
+    bf16: bool | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "bfloat16 mixed precision. Default: where the CPU or GPU multiplies it in hardware."},
     )
-    whole = None
-    for checkpoint in checkpoints:
-        damage = _damage(checkpoint)
-        if damage is None:
-            whole = checkpoint
-        else:
-            logger.warning("removing %s, which was not saved to its end: %s", checkpoint, damage)
-            shutil.rmtree(checkpoint)
-    return whole
+    train_sampling_strategy: str = field(
+        default="group_by_length",
+        metadata={
+            "help": "Texts of like length share a batch, so that little is padding; or random order.",
+            "choices": ["random", "sequential", "group_by_length", "batch_rebalance"],
+        },
+    )
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
+    save_total_limit: int | None = field(
+        default=1, metadata={"help": "Checkpoints to keep while running; the best one always stays as well."}
+    )
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
+    logging_steps: float = field(default=50, metadata={"help": "Log every so many steps; below 1: share of all."})
+    report_to: str = field(  # type: ignore[assignment]
+        default="auto", metadata={"help": "Where to log to; auto: TensorBoard if it is installed."}
+    )
+    early_stopping_patience: int = field(
+        default=3, metadata={"help": "Stop after so many evaluations without a better one; 0: never."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Delete the run that output_dir holds, and start anew."})
+    keep_checkpoints: bool = field(
+        default=False, metadata={"help": "Keep Trainer's checkpoint folders when the run is finished."}
+    )
+
+    def __post_init__(self) -> None:
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # TrainingArguments refuses bf16 on a CPU that it was not told to use
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and bf16_is_fast()
+        if self.report_to == "auto":
+            self.report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
+        super().__post_init__()
 
 
-def _damage(checkpoint: Path) -> str | None:
-    """What is missing or cut short in a Trainer checkpoint, or `None`."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))  # Trainer writes it last
-        weights = [path for path in checkpoint.iterdir() if _WEIGHTS.fullmatch(path.name)]
-        for path in weights:
-            with safe_open(path, framework="pt"):  # compares the header with the length of the file
-                pass
-    except (OSError, ValueError, SafetensorError) as error:
-        return str(error)
-    if not weights:
-        return "no model weights"
-    for path in [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]:
-        if not zipfile.is_zipfile(path):  # the table of contents of torch's archives stands at their end
-            return f"{path.name} is cut short"
-    return None
+# Options that may differ between a run and its continuation: they change what is shown or kept, not the result.
+RESULT_NEUTRAL_PREFIXES = ("dataloader_", "hub_", "log_", "logging_")
+RESULT_NEUTRAL_OPTIONS = frozenset(
+    {
+        "disable_tqdm",
+        "keep_checkpoints",
+        "output_dir",
+        "overwrite",
+        "per_device_eval_batch_size",
+        "project",
+        "push_to_hub",
+        "report_to",
+        "run_name",
+        "save_total_limit",
+    }
+)
+
+
+def result_neutral_options(names: list[str]) -> set[str]:
+    """Those of `names` that do not change the result of a training run."""
+    return {name for name in names if name in RESULT_NEUTRAL_OPTIONS or name.startswith(RESULT_NEUTRAL_PREFIXES)}

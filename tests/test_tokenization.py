@@ -133,16 +133,18 @@ def test_overflowing_windows_cover_the_text(tokenizer):
     assert [token for window in windows for token in window[1:-1]] == ids
 
 
-@pytest.mark.parametrize("text", ["The dog sleeps in the garden.", "Der Hund schläft im Garten."])
-def test_masking_a_token_equals_writing_mask_in_the_text(tokenizer, text, tmp_path):
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [("The dog sleeps in the garden.", "dog"), ("The dog sleeps in the garden.", "garden"), (GERMAN[0], "Garten")],
+)
+def test_masking_a_token_equals_writing_mask_in_the_text(tokenizer, text, word, tmp_path):
     tokenizer.save_pretrained(tmp_path)
-    word = "garden" if "garden" in text else "Garten"
     for candidate in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
         encoding = candidate(text)
-        position = encoding.char_to_token(text.index(word) + 1)
-        assert encoding.char_to_token(len(text) - 2) == position, "the word has to be one token for this test"
+        first, last = (encoding.char_to_token(text.index(word) + i) for i in (0, len(word) - 1))
+        assert first == last, "the word has to be one token for this test"
         masked = list(encoding["input_ids"])
-        masked[position] = candidate.mask_token_id
+        masked[first] = candidate.mask_token_id
         assert candidate(text.replace(word, "[MASK]"))["input_ids"] == masked
 
 
@@ -152,6 +154,12 @@ def test_masking_a_token_equals_writing_mask_in_the_text(tokenizer, text, tmp_pa
 def test_no_unknown_token_on_the_training_text(tokenizer):
     for text in TEXTS:
         assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"], text
+
+
+@pytest.mark.parametrize("algorithm", ["wordpiece", "unigram"])
+def test_an_unseen_character_is_unknown(algorithm):
+    tokenizer = train(algorithm=algorithm)
+    assert plain_ids(tokenizer, "der Ж Hund").count(tokenizer.unk_token_id) == 1
 
 
 @pytest.mark.parametrize("algorithm", ["wordpiece", "unigram"])
@@ -173,6 +181,7 @@ def test_bpe_round_trip_is_exact_for_any_text(text):
 def test_unigram_round_trip_is_exact_up_to_white_space():
     tokenizer = train(algorithm="unigram")
     assert [decode(tokenizer, text) for text in TEXTS] == TEXTS
+    assert decode(tokenizer, "Der Hund , die Katze .") == "Der Hund , die Katze ."  # no "clean up"
     assert decode(tokenizer, " \tthe dog\n\nsleeps  \u3000in the house \n") == "the dog sleeps in the house"
 
 
@@ -254,8 +263,8 @@ def test_offsets_lead_back_to_the_text(algorithm, tokenizer, text):
 
 
 def test_auto_tokenizer_gives_it_back_whole(algorithm, tmp_path):
-    tokenizer = train(algorithm=algorithm, model_max_length=48, token_types=algorithm != "bpe")
-    tokenizer(TEXTS, truncation=True, max_length=5, padding=True)  # leaves a mark on the backend; must not be saved
+    tokenizer = train(algorithm=algorithm, model_max_length=64, token_types=algorithm != "bpe")
+    tokenizer(TEXTS, truncation=True, max_length=5, padding=True)  # is saved along; must not show afterwards
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
 
@@ -267,7 +276,7 @@ def test_auto_tokenizer_gives_it_back_whole(algorithm, tmp_path):
     }  # fmt: skip
     for name in ("model_max_length", "model_input_names", "padding_side", "truncation_side", "pad_token_id"):
         assert getattr(loaded, name) == getattr(tokenizer, name)
-    assert loaded.model_max_length == 48
+    assert loaded.model_max_length == 64
     for text in [*TEXTS, *FOREIGN, "Der [MASK] schläft."]:
         assert loaded(text).data == tokenizer(text).data
         assert loaded(text, "ein Paar").data == tokenizer(text, "ein Paar").data
@@ -328,8 +337,7 @@ def test_real_text(algorithm, multi30k):
     unknown = tokens.count(tokenizer.unk_token_id)
     assert unknown == 0 if algorithm == "bpe" else unknown <= 5
     words = sum(len(text.split()) for text in unseen)
-    assert len(tokens) / words < {"wordpiece": 9, "bpe": 9, "unigram": 9}[algorithm]  # 5 % over what was measured
-    print("RATIO", algorithm, len(tokens) / words, unknown)
+    assert len(tokens) / words < {"wordpiece": 1.53, "bpe": 1.56, "unigram": 1.67}[algorithm]  # measured, and 5 %
     if algorithm == "bpe":
         assert tokenizer.batch_decode(batch) == unseen
     if algorithm == "unigram":

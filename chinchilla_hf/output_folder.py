@@ -1,0 +1,154 @@
+"""
+The folder of a run: who owns it, what in it is whole, and how the result gets there.
+
+A run's folder holds `run.json` from its first second, Trainer's `checkpoint-<step>` folders while it runs, and at the
+end the model itself, laid out as a Hub repository.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Collection
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .run_record import RunRecord
+
+logger = logging.getLogger(__name__)
+
+RUN_RECORD = "run.json"
+# A folder with the configuration but without weights does not load, so these are the last to get there.
+_WEIGHTS = re.compile(r"model.*\.safetensors(\.index\.json)?")
+
+
+def claim_output_folder(
+    folder: str | Path, record: RunRecord, *, ignore: Collection[str] = (), overwrite: bool = False, write: bool = True
+) -> Path | None:
+    """
+    Make `folder` the home of the run that `record` describes, or find where that run was interrupted.
+
+    Args:
+        folder: made if it is not there.
+        record: of the run that is about to start; its `training["resumed"]` counts the interruptions.
+        ignore: names of options that may differ between a run and its continuation.
+        overwrite: delete the run that the folder holds, and start anew.
+        write: false in all but the main process of a distributed run.
+
+    Returns:
+        The whole checkpoint to continue from, or `None` to start at the beginning.
+
+    Raises:
+        FileExistsError: the folder holds another run, this run finished, or files that are no run at all.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    record_path = folder / RUN_RECORD
+    if overwrite and write and record_path.exists():
+        _delete_run(folder)
+    checkpoint = None
+    if record_path.exists():
+        earlier = RunRecord.read(record_path)
+        differences = earlier.differences(record.arguments, ignore)
+        if earlier.data.get("fingerprint") != record.data.get("fingerprint"):
+            differences.append("the data set's content has changed")
+        if differences:
+            raise FileExistsError(
+                f"{folder} holds another run ({'; '.join(differences)}): choose another --output_dir, or add "
+                "--overwrite true to delete that run and start anew"
+            )
+        if earlier.status == "finished":
+            raise FileExistsError(
+                f"{folder} holds this very run, finished, with its scores in {RUN_RECORD}: choose another "
+                "--output_dir for a new one, or add --overwrite true to delete it and start anew"
+            )
+        record.training["resumed"] = earlier.training.get("resumed", 0) + int(write)
+        checkpoint = last_whole_checkpoint(folder)
+    elif any(folder.iterdir()):
+        raise FileExistsError(
+            f"{folder} is not empty, and holds no run of ours (there is no {RUN_RECORD}): choose another --output_dir"
+        )
+    if write:
+        record.write(record_path)
+    return checkpoint
+
+
+def _delete_run(folder: Path) -> None:
+    for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        shutil.rmtree(checkpoint)
+    for path in folder.iterdir():
+        if path.is_file():
+            path.unlink()
+
+
+def last_whole_checkpoint(folder: str | Path) -> Path | None:
+    """
+    The newest `checkpoint-<step>` of a Trainer in `folder` that was written to its end, or `None`.
+
+    Half-written ones (killed while saving, disk full) are removed with a warning, so that nothing loads them later.
+    """
+    whole = None
+    for checkpoint in list_checkpoints(folder):
+        damage = _damage(checkpoint)
+        if damage is None:
+            whole = checkpoint
+        else:
+            logger.warning("removing %s, which was not saved to its end: %s", checkpoint, damage)
+            shutil.rmtree(checkpoint, ignore_errors=True)
+    return whole
+
+
+def list_checkpoints(folder: str | Path) -> list[Path]:
+    """Trainer's checkpoints in `folder`, by step."""
+    steps = {path: path.name.rpartition("-")[2] for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
+    return sorted((path for path, step in steps.items() if step.isdigit()), key=lambda path: int(steps[path]))
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """What is missing or cut short in a Trainer checkpoint, or `None`."""
+    weights = sorted(checkpoint.glob("model*.safetensors"))
+    if not weights:
+        return "no model weights"
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))  # Trainer writes it last
+        for path in weights:
+            with safe_open(path, framework="pt"):  # compares the header with the length of the file
+                pass
+    except (OSError, ValueError, SafetensorError) as error:
+        return str(error)
+    for path in [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]:
+        if not zipfile.is_zipfile(path):  # the table of contents of torch's archives stands at their end
+            return f"{path.name} is cut short"
+    return None
+
+
+def save_model_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """
+    Save model, code files and tokenizer in `folder`, which may hold an older model.
+
+    Everything is written beside the final names and renamed at the end, the weights last: a process that is killed
+    leaves the old model, none that loads, or the new one, but never a half.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+    try:
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        files = sorted(staging.iterdir(), key=lambda path: (bool(_WEIGHTS.fullmatch(path.name)), path.name))
+        for path in files:
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        for path in folder.iterdir():
+            if _WEIGHTS.fullmatch(path.name):
+                path.unlink()
+        for path in files:
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

@@ -1,0 +1,251 @@
+import math
+import os
+import warnings
+
+import evaluate
+import matplotlib
+import matplotlib.image
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+from transformers import EvalPrediction
+
+from chinchilla_hf import metrics, run_record
+from chinchilla_hf.metrics import (
+    TextClassification,
+    classification_compute_metrics,
+    confidence_interval,
+    plot_confusion_matrix,
+    text_metrics,
+)
+
+
+@pytest.fixture(autouse=True)
+def no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def test_single_label_values():
+    # Class 0: precision 1, recall 2/3; class 1: precision 1/2, recall 1.
+    values = text_metrics([0, 1, 1, 0], [0, 1, 0, 0], "single_label_classification")
+    assert values == pytest.approx({"accuracy": 3 / 4, "macro_f1": (0.8 + 2 / 3) / 2, "weighted_f1": 0.6 + 1 / 6})
+    assert all(type(value) is float for value in values.values())
+
+
+def test_values_equal_scikit_learn_on_many_classes_with_one_never_predicted():
+    rng = np.random.default_rng(0)
+    references, predictions = rng.integers(0, 20, 500), rng.integers(0, 19, 500)
+    values = text_metrics(predictions, references, "single_label_classification")
+    per_class = [f1_score(references == c, predictions == c, zero_division=0) for c in range(20)]
+    assert values["macro_f1"] == pytest.approx(np.mean(per_class))
+    assert values["weighted_f1"] == pytest.approx(np.average(per_class, weights=np.bincount(references)))
+    assert values["accuracy"] == np.mean(references == predictions)
+
+
+def test_multi_label_values():
+    # Two of three rows wholly right; 4 labels found of 5, nothing invented; F1 by label 1, 1, 2/3.
+    references = [[1, 0, 1], [0, 1, 1], [1, 1, 0]]
+    predictions = [[1, 0, 1], [0, 1, 0], [1, 1, 0]]
+    values = text_metrics(predictions, references, "multi_label_classification")
+    assert values == pytest.approx({"subset_accuracy": 2 / 3, "micro_f1": 10 / 11, "macro_f1": (1 + 1 + 2 / 3) / 3})
+
+
+def test_regression_values():
+    values = text_metrics([0.5, 1.0, 2.0], [1.0, 2.0, 3.0], "regression")
+    x, y = np.array([0.5, 1.0, 2.0]), np.array([1.0, 2.0, 3.0])
+    x, y = x - x.mean(), y - y.mean()
+    pearson = x @ y / math.sqrt((x @ x) * (y @ y))
+    expected = {"mse": 2.25 / 3, "mae": 2.5 / 3, "r2": 1 - 2.25 / 2, "pearson": pearson, "spearman": 1.0}
+    assert values == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("rows", [([1.0, 1.0], [1.0, 2.0]), ([1.0], [2.0])])
+def test_undefined_correlation_is_nan_without_a_warning(rows):
+    values = text_metrics(*rows, "regression")
+    assert math.isnan(values["pearson"]) and math.isnan(values["spearman"])
+    assert math.isfinite(values["mse"])
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "predictions", "references", "message"),
+    [
+        ("single_label", [0], [0], "'single_label', but must be one of single_label_classification"),
+        ("single_label_classification", [0, 1], [0], r"\(2,\) and references \(1,\)"),
+        ("single_label_classification", [], [], "at least one row"),
+        ("multi_label_classification", [0, 1], [0, 1], r"\(rows, labels\)"),
+    ],
+)
+def test_bad_input_says_what_is_expected(problem_type, predictions, references, message):
+    with pytest.raises(ValueError, match=message):
+        text_metrics(predictions, references, problem_type)
+
+
+def test_evaluate_metric_in_batches_and_at_once():
+    metric = TextClassification()
+    at_once = metric.compute(predictions=[0, 1, 1, 0], references=[0, 1, 0, 0])
+    metric.add_batch(predictions=np.array([0, 1]), references=[0, 1])
+    metric.add(prediction=1, reference=0)
+    metric.add(prediction=0, reference=0)
+    assert metric.compute() == at_once == text_metrics([0, 1, 1, 0], [0, 1, 0, 0], "single_label_classification")
+    combined = evaluate.combine([TextClassification()])
+    assert combined.compute(predictions=[0, 1], references=[0, 1])["accuracy"] == 1.0
+
+
+def test_evaluate_metric_of_the_other_problem_types():
+    multi_label = TextClassification("multi_label_classification")
+    multi_label.add_batch(predictions=np.array([[0, 1], [1, 1]]), references=[[0, 1], [1, 0]])
+    assert multi_label.compute()["subset_accuracy"] == 0.5
+    regression = TextClassification("regression").compute(predictions=[0.5, 2.5], references=[1, 2])
+    assert regression["mse"] == 0.25
+
+
+def test_evaluate_metric_leaves_the_cache_alone(tmp_path):
+    TextClassification(cache_dir=str(tmp_path)).compute(predictions=[0], references=[0])
+    assert os.listdir(tmp_path) == []
+    # The same through files, for several processes.
+    on_disk = TextClassification(cache_dir=str(tmp_path), keep_in_memory=False)
+    assert on_disk.compute(predictions=[0], references=[0])["accuracy"] == 1.0
+
+
+def test_evaluate_metric_refuses_what_it_would_get_wrong():
+    with pytest.raises(ValueError, match=r"predictions hold 0\.9.*argmax"):
+        TextClassification().compute(predictions=[0.9, 0.2], references=[1, 0])
+    with pytest.raises(ValueError, match="no rows to score"):
+        TextClassification().compute()
+    with pytest.raises(ValueError, match="must be one of"):
+        TextClassification("binary")
+
+
+def test_trainer_metrics_from_logits():
+    single = classification_compute_metrics("single_label_classification")
+    logits = np.array([[0.1, 2.0, 0.0], [3.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    assert single(EvalPrediction(logits, np.array([1, 0, 0])))["accuracy"] == pytest.approx(2 / 3)
+    # With output_hidden_states, the logits come first.
+    assert single(EvalPrediction((logits, logits), np.array([1, 0, 2])))["accuracy"] == 1.0
+
+    multi = classification_compute_metrics("multi_label_classification")
+    values = multi(EvalPrediction(np.array([[0.3, -2.0], [-0.1, 1.0]]), np.array([[1.0, 0.0], [1.0, 1.0]])))
+    assert values["subset_accuracy"] == 0.5 and values["micro_f1"] == pytest.approx(0.8)
+
+    regression = classification_compute_metrics("regression")
+    for labels in (np.array([1.0, 2.0]), np.array([[1.0], [2.0]])):
+        assert regression(EvalPrediction(np.array([[1.5], [2.5]]), labels))["mse"] == 0.25
+
+
+def test_trainer_metrics_refuse_nan_and_wide_regression():
+    with pytest.raises(ValueError, match="1 of 2 rows are not finite"):
+        classification_compute_metrics("single_label_classification")(
+            EvalPrediction(np.array([[np.nan, 0.0], [1.0, 0.0]]), np.array([0, 0]))
+        )
+    with pytest.raises(ValueError, match="num_labels=1"):
+        classification_compute_metrics("regression")(EvalPrediction(np.zeros((3, 2)), np.zeros(3)))
+    with pytest.raises(ValueError, match="must be one of"):
+        classification_compute_metrics("classification")
+
+
+def test_wilson_interval_by_hand():
+    # Wilson 1927: (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n), z = 1.959964.
+    z, p, n = 1.959964, 0.9, 50
+    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    expected = ((centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n))
+    assert confidence_interval(0.9, 50) == pytest.approx(expected, abs=1e-6)
+    assert confidence_interval(1.0, 10)[1] == 1.0
+    for accuracy, rows in ((45, 50), (0.5, 0)):
+        with pytest.raises(ValueError, match="from 0 to 1"):
+            confidence_interval(accuracy, rows)
+
+
+def random_confusions(classes, rows):
+    rng = np.random.default_rng(0)
+    references = rng.integers(0, classes, rows)
+    wrong = (references + rng.integers(1, classes, rows)) % classes
+    return references, np.where(rng.random(rows) < 0.9, references, wrong)
+
+
+@pytest.mark.parametrize(
+    ("classes", "least", "most"), [(1, 300, 1200), (3, 500, 1200), (30, 900, 2500), (150, 900, 2500)]
+)
+def test_confusion_matrix_is_a_picture_of_sensible_size(tmp_path, classes, least, most):
+    references, predictions = random_confusions(classes, 2000) if classes > 1 else ([0, 0], [0, 0])
+    path = tmp_path / "matrix.png"
+    plot_confusion_matrix(references, predictions, [f"a rather long class name {i}" for i in range(classes)], path)
+    height, width, _ = matplotlib.image.imread(path).shape
+    assert least <= height <= most and least <= width <= most
+    assert os.listdir(tmp_path) == ["matrix.png"]
+
+
+def texts_of(figure):
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def test_confusion_matrix_has_a_row_a_true_class(tmp_path, monkeypatch):
+    drawn = []
+    figure = metrics._confusion_figure
+    monkeypatch.setattr(
+        metrics, "_confusion_figure", lambda counts, names: drawn.append(counts) or figure(counts, names)
+    )
+    plot_confusion_matrix([0, 0, 0, 1], [0, 1, 1, 1], ["a", "b"], tmp_path / "matrix.png")
+    assert drawn[0].tolist() == [[1, 2], [0, 1]]
+
+
+def test_confusion_matrix_with_few_classes_has_counts_and_shares_in_the_cells():
+    figure = metrics._confusion_figure(np.array([[6, 2], [0, 4]]), ["no", "yes"])
+    assert texts_of(figure) == ["6\n75%", "2\n25%", "0", "4\n100%"]
+    (axes,) = figure.axes
+    assert axes.get_title() == "10 of 12 right (83.3%)"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["no", "yes"]
+    # Right answers are blue and wrong ones red.
+    right, wrong = (image.cmap(0.8) for image in axes.images)
+    assert right[2] > right[0] and wrong[0] > wrong[2]
+
+
+def test_confusion_matrix_with_many_classes_lists_the_worst_pairs_instead():
+    counts = np.eye(150, dtype=int) * 10
+    counts[7, 3], counts[100, 149] = 5, 9
+    figure = metrics._confusion_figure(counts, [f"intent_{i}" for i in range(150)])
+    assert texts_of(figure) == [
+        *("most confused: true → predicted",),
+        *("9", "(47%)", "intent_100 → intent_149"),
+        *("5", "(33%)", "intent_7 → intent_3"),
+    ]
+    assert len(figure.axes[0].get_xticks()) < 20
+
+
+def test_confusion_matrix_survives_any_label_name(tmp_path):
+    # Formula marks, and signs that the font lacks: drawn as they are, and by number.
+    names = ["$\\frac$", "你好", "two\nlines", ""]
+    assert metrics._drawable_names(names) == ["$\\frac$", "class 1", "two lines", "class 3"]
+    plot_confusion_matrix([0, 1, 2, 3], [0, 1, 2, 2], names, tmp_path / "matrix.png")
+    assert len(metrics._drawable_names(["x" * 300])[0]) < 30
+
+
+def test_confusion_matrix_leaves_the_backend_of_the_caller_alone(tmp_path):
+    before = matplotlib.rcParams._get_backend_or_none()
+    plot_confusion_matrix([0, 1], [0, 1], ["a", "b"], tmp_path / "matrix.png")
+    assert matplotlib.rcParams._get_backend_or_none() == before
+
+
+def test_a_failed_picture_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "matrix.png"
+    plot_confusion_matrix([0, 1], [0, 1], ["a", "b"], path)
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(run_record.os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        plot_confusion_matrix([0, 1], [1, 0], ["a", "b"], path)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["matrix.png"]
+
+
+@pytest.mark.parametrize(
+    ("references", "predictions", "message"),
+    [([0, 2], [0, 1], "from 0 to 2, but there are 2 label names"), ([0], [0, 1], r"\(1,\)"), ([], [], "at least one")],
+)
+def test_confusion_matrix_refuses_ids_without_a_name(tmp_path, references, predictions, message):
+    with pytest.raises(ValueError, match=message):
+        plot_confusion_matrix(references, predictions, ["a", "b"], tmp_path / "matrix.png")
+    assert os.listdir(tmp_path) == []

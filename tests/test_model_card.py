@@ -1,0 +1,212 @@
+import os
+import re
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+
+from chinchilla_hf import run_record
+from chinchilla_hf.model_card import TEMPLATE, write_model_card
+from chinchilla_hf.run_record import RunRecord
+
+
+def finished_record(**changes):
+    fields = {
+        "task": "text-classification",
+        "arguments": {"learning_rate": 3e-5},
+        "data": {
+            "name": "tweets.csv",
+            "fingerprint": "ab12cd",
+            "rows": {"train": 29794, "test": 3725},
+            "label_names": ["negative", "neutral", "positive"],
+        },
+        "model": {"class": "ChinchillaForSequenceClassification", "parameters": 11234567, "base_model": "me/base"},
+        "training": {
+            "steps": 1200,
+            "epochs": 3.0,
+            "tokens": 2234567,
+            "seconds": 812.2341,
+            "flops": 1.2345e15,
+            "seed": 42,
+        },
+        "scores": {
+            "test": {"accuracy": 0.8012, "macro_f1": 0.7834},
+            "test_interval": {"accuracy": [0.7881, 0.8137]},
+            "baseline": {
+                "model": "TF-IDF + linear SVM (C=0.3)",
+                "test": {"accuracy": 0.7597, "macro_f1": 0.7394},
+                "test_interval": {"accuracy": [0.7457, 0.7732]},
+            },
+        },
+        "machine": {"cpu": "AMD EPYC", "threads": 2, "gpu": None},
+        "versions": {"python": "3.11.7", "torch": "2.13.0"},
+        "command": "python training/classify.py --learning_rate 3e-05",
+        "status": "finished",
+    }
+    return RunRecord(**{**fields, **changes})
+
+
+def card_text(path, record=None, **options):
+    write_model_card(record or finished_record(), path, **options)
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def path(tmp_path):
+    folder = tmp_path / "my-classifier"
+    folder.mkdir()
+    return folder / "README.md"
+
+
+def test_metadata_is_what_the_hub_expects(path):
+    text = card_text(path, license="mit", language="en")
+    metadata = yaml.safe_load(text.split("---")[1])
+    assert metadata == {
+        "language": "en",
+        "library_name": "transformers",
+        "license": "mit",
+        "base_model": "me/base",
+        "metrics": ["accuracy", "f1"],
+        "pipeline_tag": "text-classification",
+        "tags": ["chinchilla", "chinchilla-hf"],
+        "model-index": [
+            {
+                "name": "my-classifier",
+                "results": [
+                    {
+                        "task": {"type": "text-classification"},
+                        "dataset": {"name": "tweets.csv", "type": "unknown", "split": "test"},
+                        "metrics": [
+                            {"type": "accuracy", "name": "Accuracy", "value": 0.8012},
+                            {"type": "f1", "name": "Macro F1", "value": 0.7834},
+                        ],
+                    }
+                ],
+            }
+        ],
+    }
+    card = ModelCard.load(path)
+    assert ModelCardData(**card.data.to_dict()).to_dict() == card.data.to_dict()
+    assert [result.metric_value for result in card.data.eval_results] == [0.8012, 0.7834]
+
+
+def test_nothing_is_claimed_that_nobody_gave(path):
+    text = card_text(
+        path, finished_record(model={}, scores={}, training={}, machine={}, versions={}, data={"name": "x"})
+    )
+    metadata = ModelCard.load(path).data.to_dict()
+    assert not {"license", "language", "base_model", "datasets", "model-index", "metrics"} & set(metadata)
+    assert "No test scores were recorded." in text and "trained from scratch" in text
+    assert "None" not in text and "## Labels" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "on_the_hub"),
+    [
+        ("stanfordnlp/imdb", True),
+        ("tweets", False),
+        ("data/tweets.csv", False),
+        ("/home/x/y", False),
+        ("./tweets", False),
+    ],
+)
+def test_only_names_of_the_hub_become_links(path, name, on_the_hub):
+    record = finished_record(data={"name": name}, model={"base_model": name})
+    card_text(path, record)
+    metadata = ModelCard.load(path).data.to_dict()
+    assert metadata.get("datasets") == metadata.get("base_model") == (name if on_the_hub else None)
+    assert metadata["model-index"][0]["results"][0]["dataset"]["type"] == (name if on_the_hub else "unknown")
+
+
+def test_a_folder_that_looks_like_the_hub_is_a_folder(path, monkeypatch):
+    monkeypatch.chdir(path.parent)
+    os.makedirs("runs/base")
+    card_text(path, finished_record(model={"base_model": "runs/base"}))
+    assert "base_model" not in ModelCard.load(path).data.to_dict()
+
+
+def test_body_says_what_a_reader_needs(path):
+    text = card_text(path)
+    assert "not DeepMind's 70B Chinchilla" in text
+    assert "A text classifier with 3 classes, fine-tuned from `me/base` on `tweets.csv`." in text
+    assert "| | this model | TF-IDF + linear SVM (C=0.3) |" in text
+    assert "| Accuracy | 0.8012 (0.7881 to 0.8137) | 0.7597 (0.7457 to 0.7732) |" in text
+    assert "| Macro F1 | 0.7834 | 0.7394 |" in text
+    assert "`negative`, `neutral`, `positive`" in text
+    assert "```bash\npython training/classify.py --learning_rate 3e-05\n```" in text
+    assert 'pipeline("text-classification", "my-classifier", trust_remote_code=True)' in text
+    assert "train 29,794 rows, test 3,725 rows" in text
+    assert "as good or better" not in text
+    assert not re.search(r"\n{3,}|[{][{%]", text)
+
+
+def test_every_number_of_the_body_is_in_the_record(path):
+    text = card_text(path)
+    body = text.split("---\n", 2)[2]
+    expected = {
+        *("70", "3", "95"),  # Chinchilla's size, classes by name, level of the interval
+        *("0.3", "1", "0.8012", "0.7881", "0.8137", "0.7597", "0.7457", "0.7732", "0.7834", "0.7394"),
+        *("29794", "3725", "12", "11234567", "1200", "3.00", "2234567", "812.23", "1.23e+15", "42", "2"),
+        *("3.11.7", "2.13.0", "3e-05"),
+    }
+    found = {number.replace(",", "").rstrip(".") for number in re.findall(r"\d[\d.,]*(?:e[+-]\d+)?", body)}
+    assert found <= expected, found - expected
+
+
+def test_says_so_where_the_baseline_is_better(path):
+    scores = {"test": {"accuracy": 0.7}, "baseline": {"model": "TF-IDF + linear SVM (C=1)", "test": {"accuracy": 0.8}}}
+    assert "The baseline is as good or better here" in card_text(path, finished_record(scores=scores))
+
+
+def test_an_undefined_score_is_a_dash_and_no_metadata(path):
+    scores = {"test": {"r2": 0.5, "pearson": float("nan")}, "baseline": None}
+    text = card_text(path, finished_record(scores=scores, model={"config": {"problem_type": "regression"}}))
+    assert "| Pearson correlation | – |" in text and "| | this model |\n" in text
+    assert [result.metric_type for result in ModelCard.load(path).data.eval_results] == ["r_squared"]
+    assert 'function_to_apply="none"' in text and "gives a text a number" in text
+
+
+def test_how_to_use_pairs_and_many_labels(path):
+    data = {"name": "x", "text_pairs": True, "label_names": ["a", "b"]}
+    model = {"config": {"problem_type": "multi_label_classification"}}
+    text = card_text(path, finished_record(data=data, model=model), model_name="me/pairs")
+    assert 'classify({"text": "the first text", "text_pair": "the second text"}, top_k=None)' in text
+    assert 'pipeline("text-classification", "me/pairs"' in text and text.split("---\n", 2)[2].startswith(
+        "\n# me/pairs\n"
+    )
+    assert "with 2 labels, any number of which" in text
+
+
+def test_confusion_matrix_is_shown_only_if_it_is_there(path):
+    assert "![" not in card_text(path)
+    (path.parent / "confusion_matrix.png").write_bytes(b"png")
+    assert "](confusion_matrix.png)" in card_text(path)
+
+
+def test_names_cannot_break_the_page(path):
+    data = {"name": "my | data: `x`\n---", "label_names": ["a`b", "two\nlines", "{{ card_data }}", "<b>"]}
+    text = card_text(path, finished_record(data=data), model_name='say "hi": now')
+    assert "`` a`b ``, `two lines`, `{{ card_data }}`, `<b>`" in text
+    assert ModelCard.load(path).data.to_dict()["model-index"][0]["name"] == 'say "hi": now'
+
+
+def test_a_run_that_has_not_finished_gets_no_card(path):
+    with pytest.raises(ValueError, match="'running', but a card is written of a 'finished' run"):
+        card_text(path, finished_record(status="running"))
+    assert not path.exists()
+
+
+def test_a_failed_write_leaves_the_old_card(path, monkeypatch):
+    path.write_text("old")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(run_record.os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        card_text(path)
+    assert path.read_text() == "old" and os.listdir(path.parent) == ["README.md"]
+
+
+def test_template_is_part_of_the_package():
+    assert TEMPLATE.is_file()

