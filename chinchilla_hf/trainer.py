@@ -28,7 +28,7 @@ class FineTuningArguments(TrainingArguments):
     num_train_epochs: float = field(default=5.0, metadata={"help": "How often every training text is seen."})
     warmup_steps: float = field(default=0.06, metadata={"help": "Steps of warm-up; below 1: share of all steps."})
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay, on matrices only."})
-    bf16: bool | None = field(  # type: ignore[assignment]
+    bf16: bool | None = field(
         default=None,
         metadata={"help": "bfloat16 mixed precision. Default: where the CPU or GPU multiplies it in hardware."},
     )
@@ -46,9 +46,7 @@ class FineTuningArguments(TrainingArguments):
     )
     load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
     logging_steps: float = field(default=50, metadata={"help": "Log every so many steps; below 1: share of all."})
-    report_to: str = field(  # type: ignore[assignment]
-        default="auto", metadata={"help": "Where to log to; auto: TensorBoard if it is installed."}
-    )
+    report_to: str = field(default="auto", metadata={"help": "Where to log to; auto: TensorBoard if it is installed."})
     early_stopping_patience: int = field(
         default=3, metadata={"help": "Stop after so many evaluations without a better one; 0: never."}
     )

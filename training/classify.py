@@ -37,7 +37,6 @@ from chinchilla_hf.baselines import tfidf_baseline
 from chinchilla_hf.conversion import load_or_convert
 from chinchilla_hf.data.labelled import LabelledData, load_labelled
 from chinchilla_hf.metrics import (
-    MAIN_METRIC,
     classification_compute_metrics,
     confidence_interval,
     plot_confusion_matrix,
@@ -307,8 +306,9 @@ def main() -> None:
         splits = tokenize(data.splits, tokenizer, max_length)
     # Trainer would push every checkpoint; the finished folder is pushed once, at the end.
     push_to_hub, options.push_to_hub = options.push_to_hub, False
-    options.metric_for_best_model = MAIN_METRIC[data.problem_type]
-    options.greater_is_better = True
+    if options.metric_for_best_model is None or options.metric_for_best_model == "loss":  # Trainer's own default
+        options.metric_for_best_model = "r2" if data.problem_type == "regression" else "macro_f1"
+        options.greater_is_better = True
     early_stopping = [EarlyStoppingCallback(options.early_stopping_patience)] if options.early_stopping_patience else []
     trainer = Trainer(
         model,
