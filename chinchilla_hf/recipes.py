@@ -1,8 +1,10 @@
 """Options of the training scripts: dataclasses, filled from a YAML recipe and the command line."""
 
+import argparse
 import contextlib
 import dataclasses
 import importlib.util
+import inspect
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -36,12 +38,11 @@ def parse_recipe(
         SystemExit: the command line or the recipe has an option that no dataclass has (with a message).
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = HfArgumentParser(dataclass_types, description=description, allow_abbrev=False)
-    parser.usage = "%(prog)s [recipe.yaml] [--option value ...]"
+    parser = _make_parser(dataclass_types, description, show_all="--help_all" in arguments)
     recipe = None
     if arguments and arguments[0].endswith((".yaml", ".yml")):
         recipe = Path(arguments.pop(0))
-    elif not any(argument.split("=")[0] in ("--dataset", "-h", "--help") for argument in arguments):
+    elif not any(argument.split("=")[0] in ("--dataset", "-h", "--help", "--help_all") for argument in arguments):
         recipe = default_recipe
     if recipe is not None:
         parser.set_defaults(**_read_recipe(recipe, dataclass_types, parser))
@@ -49,6 +50,48 @@ def parse_recipe(
             action.required = action.required and action.default is None
     instances = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
     return instances[: len(dataclass_types)]
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """One spelling an option, and its default where there is one to tell."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return ", ".join(action.option_strings[:1]) if action.dest != "help" else "-h, --help"
+        value = "VALUE ..." if action.nargs == "+" else "VALUE"
+        if action.choices is not None:
+            value = "|".join(map(str, action.choices))
+        return f"{action.option_strings[0]} {f'[{value}]' if action.nargs == '?' else value}"
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.nargs == 0 or action.default in (None, argparse.SUPPRESS) or "Default:" in (action.help or ""):
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
+
+def _make_parser(dataclass_types: Sequence[type], description: str, *, show_all: bool) -> HfArgumentParser:
+    parser = HfArgumentParser(
+        dataclass_types,
+        description=description.strip(),
+        usage="%(prog)s [recipe.yaml] [--option value ...]",
+        epilog="All other options of transformers.TrainingArguments work as well: --help_all lists them.",
+        formatter_class=lambda prog: _HelpFormatter(prog, max_help_position=32, width=110),
+        allow_abbrev=False,
+    )
+    parser.add_argument("--help_all", action="help", help="show Trainer's own options, too, and exit")
+    declared_here = {
+        name
+        for dataclass_type in dataclass_types
+        for base in dataclass_type.__mro__
+        if not base.__module__.startswith("transformers.")
+        for name in inspect.get_annotations(base)
+    }
+    for action in parser._actions:
+        if isinstance(action, argparse._StoreFalseAction):
+            action.help = f"Switches --{action.dest} off."
+        if not show_all and action.dest not in declared_here | {"help", "help_all"}:
+            action.help = argparse.SUPPRESS
+    return parser
 
 
 def _read_recipe(path: Path, dataclass_types: Sequence[type], parser: HfArgumentParser) -> dict[str, Any]:

@@ -20,11 +20,17 @@ def bf16_is_fast() -> bool:
 class FineTuningArguments(TrainingArguments):
     """`TrainingArguments` with the defaults of fine-tuning, and what the training scripts add."""
 
-    _argument_group_name = "Training (Trainer's own options, with our defaults)"
+    _argument_group_name = "Training"
 
+    output_dir: str | None = field(
+        default="runs/latest", metadata={"help": "Folder of the run: checkpoints, then the model, its card, run.json."}
+    )
+    seed: int = field(default=42, metadata={"help": "Seed of new weights, the order of the data, and dropout."})
     learning_rate: float = field(default=1e-4, metadata={"help": "Highest learning rate of AdamW."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Texts in a step, on each device."})
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Texts in a step of an evaluation."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches in a step of the optimizer."})
+    max_steps: int = field(default=-1, metadata={"help": "Stop after so many steps; -1: go by num_train_epochs."})
     num_train_epochs: float = field(default=5.0, metadata={"help": "How often every training text is seen."})
     warmup_steps: float = field(default=0.06, metadata={"help": "Steps of warm-up; below 1: share of all steps."})
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay, on matrices only."})
@@ -47,6 +53,14 @@ class FineTuningArguments(TrainingArguments):
     load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
     logging_steps: float = field(default=50, metadata={"help": "Log every so many steps; below 1: share of all."})
     report_to: str = field(default="auto", metadata={"help": "Where to log to; auto: TensorBoard if it is installed."})
+    push_to_hub: bool = field(default=False, metadata={"help": "Upload the finished folder, code files included."})
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "Name on the Hub, such as me/model. Default: the name of output_dir."}
+    )
+    hub_private_repo: bool | None = field(default=None, metadata={"help": "Make the repository a private one."})
+    metric_for_best_model: str | None = field(
+        default=None, metadata={"help": "What makes a checkpoint the best. Default: macro_f1; for regression r2."}
+    )
     early_stopping_patience: int = field(
         default=3, metadata={"help": "Stop after so many evaluations without a better one; 0: never."}
     )

@@ -1,9 +1,9 @@
 """
 Train a text classifier on your own labelled texts, and see whether it earns its cost.
 
-    python training/classify.py                                     the default recipe: tweets by sentiment
-    python training/classify.py --dataset my.csv                    your data, from a pretrained model
-    python training/classify.py recipe.yaml --learning_rate 2e-5    a recipe, with an option changed
+    python training/classify.py                                            the default recipe: tweets by sentiment
+    python training/classify.py --dataset my.csv --model NAME_OR_FOLDER    your texts, from a pretrained model
+    python training/classify.py recipe.yaml --learning_rate 2e-5           a recipe, with an option changed
 
 Texts come from a Hub data set or from local CSV, JSON, Parquet or text files; columns, splits and the kind of problem
 (one label, several labels, a number) are found, or given. The model starts from a Chinchilla or BERT checkpoint, or
@@ -55,7 +55,7 @@ DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "tweet_sentiment.yaml"
 
 @dataclass
 class DataArguments:
-    """Which texts and labels; the fields are the arguments of `chinchilla_hf.data.labelled.load_labelled`."""
+    """Which texts and labels: arguments of `chinchilla_hf.data.labelled.load_labelled`."""
 
     _argument_group_name = "Data"
 
@@ -88,6 +88,16 @@ class DataArguments:
     test_share: float = field(default=0.1, metadata={"help": "Share of a test split that has to be made."})
     split_seed: int = field(default=42, metadata={"help": "Seed of the splits: one for all runs to be compared."})
     max_rows: int | None = field(default=None, metadata={"help": "At most so many rows a split, for a quick trial."})
+    class_names: list[str] | None = field(
+        default=None, metadata={"help": "All classes in the order of their ids. Default: in alphabetical order."}
+    )
+    drop_duplicates: bool = field(
+        default=True, metadata={"help": "Drop repeated texts before a split is made, so that none is on both sides."}
+    )
+    delimiter: str | None = field(
+        default=None, metadata={"help": "Of tables. Default: a comma in .csv, a tab in .tsv and .txt."}
+    )
+    quoting: bool = field(default=True, metadata={"help": "Quotation marks in tables enclose texts."})
     encoding: str = field(default="utf-8", metadata={"help": "Encoding of text files."})
     encoding_errors: str = field(
         default="strict", metadata={"help": "Undecodable bytes: strict stops at them, replace reads past them."}
@@ -117,9 +127,11 @@ class ModelArguments:
             "choices": ["cls", "mean"],
         },
     )
-    hidden_dropout: float | None = field(default=None, metadata={"help": "Default: as in the checkpoint."})
-    attention_dropout: float = field(default=0.0, metadata={"help": "0 lets CPUs use their fused attention."})
-    classifier_dropout: float | None = field(default=None, metadata={"help": "Default: as in the checkpoint."})
+    hidden_dropout: float | None = field(default=None, metadata={"help": "Dropout. Default: as in the checkpoint."})
+    attention_dropout: float = field(default=0.0, metadata={"help": "Dropout of attention weights."})
+    classifier_dropout: float | None = field(
+        default=None, metadata={"help": "Dropout before the classifier. Default: as in the checkpoint."}
+    )
     tokenizer_algorithm: str = field(
         default="wordpiece",
         metadata={"help": "From scratch: kind of tokenizer.", "choices": ["wordpiece", "bpe", "unigram"]},
@@ -138,11 +150,19 @@ class ModelArguments:
 
 @dataclass
 class RunArguments(FineTuningArguments):
+    """Trainer's options with our defaults, and what comes after the training."""
+
     baseline: bool = field(
         default=True, metadata={"help": "Score TF-IDF with a linear model on the same split, for comparison."}
     )
     license: str | None = field(default=None, metadata={"help": "Licence for the model card, such as apache-2.0."})
     language: str | None = field(default=None, metadata={"help": "Language code for the model card, such as en."})
+
+
+def load(options: DataArguments) -> LabelledData:
+    arguments = dataclasses.asdict(options)
+    dataset, seed = resolve_location(arguments.pop("dataset")), arguments.pop("split_seed")
+    return load_labelled(dataset, seed=seed, **arguments)
 
 
 def build_tokenizer_and_model(
@@ -273,8 +293,7 @@ def main() -> None:
     # Everything that can be wrong with the input shows here, before any long work.
     with one_line_errors():
         folder = Path(options.output_dir)
-        loading = dataclasses.asdict(data_options)
-        data = load_labelled(resolve_location(loading.pop("dataset")), seed=loading.pop("split_seed"), **loading)
+        data = load(data_options)
         arguments = {**dataclasses.asdict(data_options), **dataclasses.asdict(model_options), **options.to_dict()}
         record = RunRecord(
             task="text-classification",

@@ -147,7 +147,7 @@ def load_labelled(
     text_pair_column: str | None = None,
     label_column: str | Sequence[str] | None = None,
     label_separator: str | None = None,
-    label_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | None = None,
     problem_type: str | None = None,
     validation_share: float = 0.1,
     test_share: float = 0.1,
@@ -174,7 +174,7 @@ def load_labelled(
 
     Columns are found by their names, then by what they hold. The problem is regression if the labels are numbers and
     not all whole, multi-label if they are lists or several 0/1 columns, and single-label otherwise. Class ids follow
-    the order of `label_names` or of a `ClassLabel`, else of the numbers, else of the alphabet.
+    the order of `class_names` or of a `ClassLabel`, else of the numbers, else of the alphabet.
 
     A missing validation or test split is taken from the training rows: for single-label, from every class in
     proportion. One row of every class always stays in training. Before that, rows that repeat an earlier text are
@@ -188,7 +188,7 @@ def load_labelled(
         text_column, text_pair_column, label_column: columns, where they are not found. Several label columns are
             the 0/1 columns of multi-label data or the targets of a regression.
         label_separator: splits a label string into several: `"|"` for `joy|love`.
-        label_names: all classes, in the order of their ids; not for regression.
+        class_names: all classes, in the order of their ids; not for regression.
         problem_type: `single_label_classification`, `multi_label_classification` or `regression`, against the guess.
         validation_share, test_share: share of the training rows for a split that has to be made.
         seed: of the splits made, and of `max_rows`.
@@ -213,10 +213,10 @@ def load_labelled(
     columns = _choose_columns(tables["train"], text_column, text_pair_column, label_column)
     demanded = {"train", *files, *(name for name, split in wanted.items() if split is not None)}
     rows, num_missing = _clean_rows(tables, columns, demanded, label_separator)
-    classes = list(label_names or _declared_classes(tables["train"], columns))
+    classes = list(class_names or _declared_classes(tables["train"], columns))
     problem_type, names = _encode_labels(rows, columns, problem_type, classes)
-    if label_names and problem_type == REGRESSION:
-        raise ValueError(f"label_names are {_listed(list(label_names))}, but regression has no classes: leave them out")
+    if class_names and problem_type == REGRESSION:
+        raise ValueError(f"class_names are {_listed(list(class_names))}, but regression has no classes: leave them out")
 
     num_duplicates = num_conflicts = 0
     shares = {"validation": validation_share, "test": test_share}
@@ -592,13 +592,13 @@ def _check_classes(named: dict[str, list[list[str]]], names: list[str], where: s
     if unused or not names:
         raise ValueError(
             f"{len(unused) or 'all'} of the {len(names)} classes of {where} have no training row: {_listed(unused)}. "
-            "Add rows for them, or pass label_names without them"
+            "Add rows for them, or pass class_names without them"
         )
     for split, labels in named.items():
         unknown = Counter(name for label in labels for name in label if name not in known)
         if unknown:
             num_rows = sum(any(name in unknown for name in label) for label in labels)
-            lacking = "label_names lacks" if split == "train" else "training never saw"
+            lacking = "class_names lacks" if split == "train" else "training never saw"
             raise ValueError(
                 f"{num_rows} of the {len(labels)} rows of split {split!r} have labels that {lacking}: "
                 f"{_listed(list(unknown))}; the classes are {_listed(names)}. Correct the labels or remove these rows"

@@ -362,10 +362,10 @@ def test_class_label_keeps_its_order_and_minus_one_is_no_label(tmp_path):
     assert Counter(row[-1] for row in all_rows(data)) == {"better": 10, "worse": 5}
 
 
-def test_label_names_give_the_order(tmp_path):
+def test_class_names_give_the_order(tmp_path):
     path = write_columns(tmp_path / "a.jsonl", text=TEXTS, label=YES_NO)
-    assert load_labelled(path, label_names=["yes", "no"]).label_names == ["yes", "no"]
-    assert sorted(all_rows(load_labelled(path, label_names=["yes", "no"]))) == sorted(zip(TEXTS, YES_NO, strict=True))
+    assert load_labelled(path, class_names=["yes", "no"]).label_names == ["yes", "no"]
+    assert sorted(all_rows(load_labelled(path, class_names=["yes", "no"]))) == sorted(zip(TEXTS, YES_NO, strict=True))
 
 
 NAMED_LISTS = [["a", "b"], ["b"], [], ["c"]] * 5
@@ -378,7 +378,7 @@ HOT = [[1.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0]] * 5
         ({"labels": NAMED_LISTS}, {}, ["a", "b", "c"]),
         ({"labels": [[{"a": 1, "b": 2, "c": 10}[x] for x in row] for row in NAMED_LISTS]}, {}, ["1", "2", "10"]),
         ({"labels": HOT}, {}, ["0", "1", "2"]),
-        ({"labels": [[bool(x) for x in row] for row in HOT]}, {"label_names": ["x", "y", "z"]}, ["x", "y", "z"]),
+        ({"labels": [[bool(x) for x in row] for row in HOT]}, {"class_names": ["x", "y", "z"]}, ["x", "y", "z"]),
         (
             {name: [int(row[i]) for row in HOT] for i, name in enumerate(("toxic", "rude", "spam"))},
             {"label_column": ["toxic", "rude", "spam"]},
@@ -434,8 +434,8 @@ def test_regression(tmp_path, columns, options, targets, names):
     ("columns", "options", "message"),
     [
         ({"label": ["x"] * 20}, {}, "one class only, 'x'"),
-        ({"label": YES_NO}, {"label_names": ["yes", "no", "maybe"]}, "1 of the 3 classes .* no training row: 'maybe'"),
-        ({"label": YES_NO}, {"label_names": ["yes"]}, "10 of the 20 rows of split 'train' .* label_names lacks: 'no'"),
+        ({"label": YES_NO}, {"class_names": ["yes", "no", "maybe"]}, "1 of the 3 classes .* no training row: 'maybe'"),
+        ({"label": YES_NO}, {"class_names": ["yes"]}, "10 of the 20 rows of split 'train' .* class_names lacks: 'no'"),
         (
             {"label": YES_NO},
             {"problem_type": REGRESSION},
@@ -451,8 +451,8 @@ def test_regression(tmp_path, columns, options, targets, names):
         ({"label": [0, 1] * 10}, {"label_separator": ","}, "label_separator is ',', but 'label' holds int64"),
         ({"label": [{"a": 1}] * 20}, {}, "holds dict .* choose another with label_column"),
         ({"a": YES_NO, "b": YES_NO}, {"label_column": ["a", "b"]}, "several label columns must hold numbers"),
-        ({"label": HOT}, {"label_names": ["x", "y"]}, "every row must have 2 values, 0 or 1"),
-        ({"label": FRACTIONS}, {"label_names": ["x", "y"]}, "label_names are 'x', 'y', but regression has no classes"),
+        ({"label": HOT}, {"class_names": ["x", "y"]}, "every row must have 2 values, 0 or 1"),
+        ({"label": FRACTIONS}, {"class_names": ["x", "y"]}, "class_names are 'x', 'y', but regression has no classes"),
         ({"label": [None] * 20}, {}, r"no row of split 'train' has both text \(text\) and label \(label\)"),
     ],
 )
@@ -474,7 +474,7 @@ def test_a_class_of_class_label_without_a_row(tmp_path):
     Dataset.from_dict({"text": TEXTS, "label": [0, 1] * 10}, features=features).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="1 of the 3 classes of label column label have no training row: 'c'"):
         load_labelled(str(tmp_path / "a.parquet"))
-    assert load_labelled(str(tmp_path / "a.parquet"), label_names=["a", "b"]).label_names == ["a", "b"]
+    assert load_labelled(str(tmp_path / "a.parquet"), class_names=["a", "b"]).label_names == ["a", "b"]
 
 
 def test_identifiers_are_not_taken_for_classes(tmp_path):
