@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import inspect
+import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 logger = logging.getLogger(__name__)
@@ -45,11 +47,13 @@ def parse_recipe(
     elif not any(argument.split("=")[0] in ("--dataset", "-h", "--help", "--help_all") for argument in arguments):
         recipe = default_recipe
     if recipe is not None:
-        parser.set_defaults(**_read_recipe(recipe, dataclass_types, parser))
-        for action in parser._actions:  # what the recipe gives need not be on the command line again
-            action.required = action.required and action.default is None
-    instances = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
-    return instances[: len(dataclass_types)]
+        _read_recipe(recipe, dataclass_types, parser)
+    *instances, unknown = parser.parse_args_into_dataclasses(
+        arguments, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        parser.error(f"unknown: {' '.join(unknown)}. A recipe stands first; --help and --help_all list the options")
+    return tuple(instances[: len(dataclass_types)])
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -94,20 +98,45 @@ def _make_parser(dataclass_types: Sequence[type], description: str, *, show_all:
     return parser
 
 
-def _read_recipe(path: Path, dataclass_types: Sequence[type], parser: HfArgumentParser) -> dict[str, Any]:
+class _TextLoader(yaml.SafeLoader):
+    """Leaves every value but null a text: its option knows the type, and `language: no` is Norwegian, not false."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:null"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def _read_recipe(path: Path, dataclass_types: Sequence[type], parser: HfArgumentParser) -> None:
+    """Make what the recipe says the defaults of `parser`, read as if it stood on the command line."""
     if not path.is_file():
         parser.error(f"there is no recipe {path}: give the path of a YAML file, or options alone")
-    options = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    try:
+        options = yaml.load(path.read_text(encoding="utf-8"), _TextLoader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        parser.error(f"{path} is not YAML: {' '.join(str(error).split())}")
+    if not isinstance(options, dict):
+        parser.error(f"{path} holds a {type(options).__name__}, expected lines of `option: value`")
     known = {field.name for dataclass_type in dataclass_types for field in dataclasses.fields(dataclass_type)}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        parser.error(f"{path} has the unknown option {unknown[0]!r}: see --help for the names")
-    # argparse runs its type conversion on defaults that are strings: numbers written as 1e-4 need it, YAML reads those
-    # as text.
-    return {
-        name: str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-        for name, value in options.items()
-    }
+    given: dict[str, Any] = {}
+    arguments: list[str] = []
+    for name, value in options.items():
+        if name not in known:
+            parser.error(f"{path} has the unknown option {name!r}: see --help for the names")
+        if value is None or value == []:
+            given[name] = None
+        elif isinstance(value, list):
+            arguments += [f"--{name}", *value]
+        else:
+            arguments.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    required = [action for action in parser._actions if action.required]
+    for action in required:
+        action.required = False
+    namespace = parser.parse_args(arguments)
+    given |= {name: getattr(namespace, name) for name in options if name not in given}
+    parser.set_defaults(**given)
+    for action in required:  # what the recipe gives need not be on the command line again
+        action.required = given.get(action.dest) is None
 
 
 def resolve_location(location: str) -> str:
@@ -139,6 +168,8 @@ def one_line_errors() -> Iterator[None]:
     """Around the preparation of a run: what is wrong with the input ends the script with one line, no traceback."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, StrictDataclassError) as error:
         logger.debug("where it was raised:", exc_info=True)
-        raise SystemExit(f"error: {error}") from error
+        # A config wraps what is wrong with a value in an error of its own.
+        reason = error.__cause__ if isinstance(error, StrictDataclassError) else error
+        raise SystemExit(f"error: {reason}") from error
