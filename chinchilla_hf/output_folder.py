@@ -19,11 +19,13 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .run_record import RunRecord
+from .run_record import RunRecord, is_temporary
 
 logger = logging.getLogger(__name__)
 
 RUN_RECORD = "run.json"
+TRAINER_LOGS = "runs"  # where Trainer puts TensorBoard's files
+_STAGING = ".saving-"
 # A folder with the configuration but without weights does not load, so these are the last to get there.
 _WEIGHTS = re.compile(r"model.*\.safetensors(\.index\.json)?")
 
@@ -50,11 +52,11 @@ def claim_output_folder(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     record_path = folder / RUN_RECORD
-    if overwrite and write and record_path.exists():
-        _delete_run(folder)
+    earlier = RunRecord.read(record_path) if record_path.exists() else None
     checkpoint = None
-    if record_path.exists():
-        earlier = RunRecord.read(record_path)
+    if earlier is not None and overwrite and write:
+        _delete_all_but_the_record(folder)
+    elif earlier is not None:
         differences = earlier.differences(record.arguments, ignore)
         if earlier.data.get("fingerprint") != record.data.get("fingerprint"):
             differences.append("the data set's content has changed")
@@ -70,7 +72,7 @@ def claim_output_folder(
             )
         record.training["resumed"] = earlier.training.get("resumed", 0) + int(write)
         checkpoint = last_whole_checkpoint(folder)
-    elif any(folder.iterdir()):
+    elif any(not is_temporary(path, record_path) for path in folder.iterdir()):
         raise FileExistsError(
             f"{folder} is not empty, and holds no run of ours (there is no {RUN_RECORD}): choose another --output_dir"
         )
@@ -79,11 +81,13 @@ def claim_output_folder(
     return checkpoint
 
 
-def _delete_run(folder: Path) -> None:
-    for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        shutil.rmtree(checkpoint)
+def _delete_all_but_the_record(folder: Path) -> None:
+    """What a run leaves. Its record stays, so that an interruption here leaves a folder that is known to be a run's."""
     for path in folder.iterdir():
-        if path.is_file():
+        if path.is_dir():
+            if path.name == TRAINER_LOGS or path.name.startswith((PREFIX_CHECKPOINT_DIR, _STAGING)):
+                shutil.rmtree(path)
+        elif path.name != RUN_RECORD:
             path.unlink()
 
 
@@ -137,7 +141,9 @@ def save_model_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+    for abandoned in folder.glob(f"{_STAGING}*"):  # by a process that was killed
+        shutil.rmtree(abandoned, ignore_errors=True)
+    staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder))
     try:
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)

@@ -60,8 +60,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, because a rename is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path, os.getpid())
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -71,6 +70,16 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _temporary(path: Path, process: int | str) -> Path:
+    # In the same folder, because a rename is atomic only within one file system.
+    return path.with_name(f".{path.name}.{process}.tmp")
+
+
+def is_temporary(candidate: Path, path: Path) -> bool:
+    """Whether `candidate` is what [`write_atomically`] leaves of `path` when the process is killed."""
+    return candidate.match(_temporary(path, "*").name)
 
 
 def peak_memory_bytes() -> int | None:
