@@ -109,6 +109,7 @@ def convert_checkpoint(
 
     Raises:
         ValueError: the checkpoint is of another family, or has a setting that a Chinchilla cannot express.
+        OSError: there is no such checkpoint, or its weights are damaged.
 
     Example:
 
@@ -123,9 +124,10 @@ def convert_checkpoint(
     _check_convertible(source_config)  # before the weights are read
     architecture = (source_config.architectures or [""])[0]
     source_class = getattr(transformers, architecture, None) or transformers.AutoModel
-    source = source_class.from_pretrained(
-        name_or_path, config=source_config, revision=revision, token=token, use_safetensors=True, dtype="auto"
-    )
+    with modeling_chinchilla.explained_damage(name_or_path):
+        source = source_class.from_pretrained(
+            name_or_path, config=source_config, revision=revision, token=token, use_safetensors=True, dtype="auto"
+        )
     return convert_model(source, model_class, **config_overrides)
 
 
@@ -139,6 +141,7 @@ def load_or_convert(
 
     Raises:
         ValueError: the checkpoint is of another family.
+        OSError: there is no such checkpoint, or its weights are damaged.
     """
     config = AutoConfig.from_pretrained(name_or_path)
     if config.model_type == ChinchillaConfig.model_type:

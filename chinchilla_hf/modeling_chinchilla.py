@@ -10,6 +10,8 @@ What is special, beside a BERT:
 This file travels inside every checkpoint, with the two it imports from: they need transformers and torch alone.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +69,18 @@ class ChinchillaPooler(nn.Module):
         return self.activation(self.dense(pooled))
 
 
+@contextmanager
+def explained_damage(checkpoint) -> Iterator[None]:
+    """Around reading the weights of `checkpoint`: damaged ones raise an `OSError` that says so."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(
+            f"the weights in {checkpoint} are truncated or corrupted ({error}): copy or download model.safetensors "
+            "again, or go back to an earlier checkpoint"
+        ) from error
+
+
 class ChinchillaPredictionTransform(nn.Module):
     """Dense layer, activation and LayerNorm before the vocabulary projection of the masked-token head."""
 
@@ -98,13 +112,8 @@ class ChinchillaPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """As `PreTrainedModel.from_pretrained`; damaged weights raise an `OSError` that says so."""
-        try:
+        with explained_damage(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        except SafetensorError as error:
-            raise OSError(
-                f"the weights in {pretrained_model_name_or_path} are truncated or corrupted ({error}): copy or "
-                "download model.safetensors again, or go back to an earlier checkpoint"
-            ) from error
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As `PreTrainedModel.save_pretrained`; the checkpoint also names the class of every head."""

@@ -16,6 +16,15 @@ def bf16_is_fast() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+def choose_attention(arguments: TrainingArguments, mean_length: float) -> str:
+    """
+    The attention to train with, for texts of `mean_length` tokens: `"eager"` on a CPU in bfloat16, where the backward
+    pass of torch's fused kernel is the slower one up to about 200 tokens (`tests/benchmarks/encoder_speed.py`), else
+    `"sdpa"`. Outputs are the same up to rounding.
+    """
+    return "eager" if arguments.device.type == "cpu" and arguments.bf16 and mean_length < 200 else "sdpa"
+
+
 @dataclass
 class FineTuningArguments(TrainingArguments):
     """`TrainingArguments` with the defaults of fine-tuning, and what the training scripts add."""
@@ -80,9 +89,13 @@ class FineTuningArguments(TrainingArguments):
 
 
 # Options that may differ between a run and its continuation: they change what is shown or kept, not the result.
-RESULT_NEUTRAL_PREFIXES = ("dataloader_", "hub_", "log_", "logging_")
+RESULT_NEUTRAL_PREFIXES = ("hub_", "log_", "logging_")
 RESULT_NEUTRAL_OPTIONS = frozenset(
     {
+        "dataloader_num_workers",
+        "dataloader_persistent_workers",
+        "dataloader_pin_memory",
+        "dataloader_prefetch_factor",
         "disable_tqdm",
         "keep_checkpoints",
         "output_dir",

@@ -46,7 +46,7 @@ from chinchilla_hf.model_card import write_model_card
 from chinchilla_hf.output_folder import RUN_RECORD, claim_output_folder, list_checkpoints, save_model_folder
 from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
 from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, peak_memory_bytes
-from chinchilla_hf.trainer import FineTuningArguments, result_neutral_options
+from chinchilla_hf.trainer import FineTuningArguments, choose_attention, result_neutral_options
 
 logger = logging.getLogger("classify")
 
@@ -132,19 +132,37 @@ class ModelArguments:
     classifier_dropout: float | None = field(
         default=None, metadata={"help": "Dropout before the classifier. Default: as in the checkpoint."}
     )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "Attention to train with. Default: the faster one for these texts on this machine.",
+            "choices": ["eager", "sdpa", "flex_attention", "flash_attention_2"],
+        },
+    )
+
+
+@dataclass
+class ScratchArguments:
+    """Shape of a model without a checkpoint to start from."""
+
+    _argument_group_name = "Model from scratch"
+
     tokenizer_algorithm: str = field(
         default="wordpiece",
-        metadata={"help": "From scratch: kind of tokenizer.", "choices": ["wordpiece", "bpe", "unigram"]},
+        metadata={"help": "Kind of tokenizer.", "choices": ["wordpiece", "bpe", "unigram"]},
     )
-    lowercase: bool = field(default=False, metadata={"help": "From scratch: put all texts in lower case."})
-    vocab_size: int = field(default=8192, metadata={"help": "From scratch: number of tokens."})
-    hidden_size: int = field(default=256, metadata={"help": "From scratch: width."})
-    num_hidden_layers: int = field(default=4, metadata={"help": "From scratch: depth."})
-    num_attention_heads: int = field(default=4, metadata={"help": "From scratch: attention heads."})
-    hidden_act: str = field(default="relu", metadata={"help": "From scratch: activation."})
+    lowercase: bool = field(default=False, metadata={"help": "Put all texts in lower case."})
+    vocab_size: int = field(default=8192, metadata={"help": "Number of tokens."})
+    hidden_size: int = field(default=256, metadata={"help": "Width."})
+    num_hidden_layers: int = field(default=4, metadata={"help": "Depth."})
+    num_attention_heads: int = field(default=4, metadata={"help": "Attention heads."})
+    hidden_act: str = field(default="relu", metadata={"help": "Activation."})
     norm_placement: str = field(
         default="output",
-        metadata={"help": "From scratch: where LayerNorm stands.", "choices": ["output", "post", "pre"]},
+        metadata={"help": "Where LayerNorm stands.", "choices": ["output", "post", "pre"]},
+    )
+    position_embedding_type: str = field(
+        default="rope", metadata={"help": "Kind of positions.", "choices": ["rope", "learned"]}
     )
 
 
@@ -166,7 +184,7 @@ def load(options: DataArguments) -> LabelledData:
 
 
 def build_tokenizer_and_model(
-    data: LabelledData, options: ModelArguments
+    data: LabelledData, options: ModelArguments, shape: ScratchArguments
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """From the checkpoint, or from scratch on the training texts."""
     labels = {
@@ -180,26 +198,35 @@ def build_tokenizer_and_model(
         if getattr(options, name) is not None
     }
     if options.model is not None:
+        for option in dataclasses.fields(shape):
+            value = getattr(shape, option.name)
+            if value != option.default:
+                raise ValueError(
+                    f"--{option.name} {value} is for a model from scratch, but --model {options.model} has its own: "
+                    "leave out one of the two"
+                )
         location = resolve_location(options.model)
         model = load_or_convert(location, ChinchillaForSequenceClassification, **labels, **chosen)
-        return AutoTokenizer.from_pretrained(location), model
+        # Weights in half precision would lose small updates; mixed precision keeps them in float32.
+        return AutoTokenizer.from_pretrained(location), model.float()
 
     max_length = options.max_length or 512
     columns = [column for column in ("text", "text_pair") if column in data.splits["train"].column_names]
     tokenizer = train_tokenizer(
         (text for column in columns for text in data.splits["train"][column]),
-        algorithm=options.tokenizer_algorithm,
-        vocab_size=options.vocab_size,
-        lowercase=options.lowercase,
+        algorithm=shape.tokenizer_algorithm,
+        vocab_size=shape.vocab_size,
+        lowercase=shape.lowercase,
         model_max_length=max_length,
     )
     config = ChinchillaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=options.hidden_size,
-        num_hidden_layers=options.num_hidden_layers,
-        num_attention_heads=options.num_attention_heads,
-        hidden_act=options.hidden_act,
-        norm_placement=options.norm_placement,
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        num_attention_heads=shape.num_attention_heads,
+        hidden_act=shape.hidden_act,
+        norm_placement=shape.norm_placement,
+        position_embedding_type=shape.position_embedding_type,
         max_position_embeddings=max_length,
         pad_token_id=tokenizer.pad_token_id,
         **labels,
@@ -280,8 +307,8 @@ def report(scores: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    data_options, model_options, options = parse_recipe(
-        (DataArguments, ModelArguments, RunArguments), DEFAULT_RECIPE, __doc__
+    data_options, model_options, shape, options = parse_recipe(
+        (DataArguments, ModelArguments, ScratchArguments, RunArguments), DEFAULT_RECIPE, __doc__
     )
     logging.basicConfig(
         format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=options.get_process_log_level()
@@ -294,7 +321,11 @@ def main() -> None:
     with one_line_errors():
         folder = Path(options.output_dir)
         data = load(data_options)
-        arguments = {**dataclasses.asdict(data_options), **dataclasses.asdict(model_options), **options.to_dict()}
+        arguments = {
+            name: value
+            for part in (data_options, model_options, shape)
+            for name, value in dataclasses.asdict(part).items()
+        } | options.to_dict()
         record = RunRecord(
             task="text-classification",
             arguments=arguments,
@@ -307,22 +338,25 @@ def main() -> None:
             },
             machine=describe_machine(options.device),
         )
-        tokenizer, model = build_tokenizer_and_model(data, model_options)
+        tokenizer, model = build_tokenizer_and_model(data, model_options, shape)
         max_length = choose_max_length(model_options, tokenizer, model.config)
         record.model = describe_model(model, model_options.model)
-        checkpoint = claim_output_folder(
-            folder,
-            record,
-            ignore=result_neutral_options(list(arguments)),
-            overwrite=options.overwrite,
-            write=main_process,
-        )
+        with options.main_process_first(desc="claiming the output folder"):
+            checkpoint = claim_output_folder(
+                folder,
+                record,
+                ignore=result_neutral_options(list(arguments)),
+                overwrite=options.overwrite and main_process,
+                write=main_process,
+            )
         if options.push_to_hub:
             HfApi(token=options.hub_token).whoami()  # a bad token shows now, not after the training
     print(data.summary())
 
     with options.main_process_first(desc="tokenizing"):
         splits = tokenize(data.splits, tokenizer, max_length)
+    mean_length = sum(splits["train"]["length"]) / len(splits["train"])
+    model.set_attn_implementation(model_options.attn_implementation or choose_attention(options, mean_length))
     # Trainer would push every checkpoint; the finished folder is pushed once, at the end.
     push_to_hub, options.push_to_hub = options.push_to_hub, False
     if options.metric_for_best_model is None or options.metric_for_best_model == "loss":  # Trainer's own default

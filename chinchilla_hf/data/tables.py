@@ -24,6 +24,7 @@ import datasets
 import fsspec  # type: ignore[import-untyped]
 import pandas as pd  # type: ignore[import-untyped]
 import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from datasets import Dataset, DatasetDict, Features, Value
 from datasets.exceptions import DatasetsError
 
@@ -72,7 +73,9 @@ class TableReader:
         suffix = _suffix(path)
         with self._explained(path):
             if suffix == ".parquet":
-                tables = {"train": Dataset.from_parquet(str(path))}
+                # `datasets` cannot read a Parquet file without rows.
+                num_rows = pq.read_metadata(path).num_rows
+                tables = {"train": Dataset.from_parquet(str(path)) if num_rows else Dataset.from_dict({})}
             elif suffix in (".csv", ".tsv"):
                 tables = {"train": self._csv(path, "," if suffix == ".csv" else "\t")}
             elif suffix:

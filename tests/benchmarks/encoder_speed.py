@@ -5,9 +5,11 @@ Forward and backward of the encoder against `BertModel`, same shape, dtype, drop
 
 Measured in turns (ours, BERT, ours, ...), so that a slow moment of the machine hits both; printed are the medians and
 the median of the ratios of neighbours. `bert twin` has BERT's own settings (norm after the residual, learned positions,
-gelu), `default` the defaults of a `ChinchillaConfig` (norm on the sub-layer's output, rotary positions, relu).
+gelu), `default` the defaults of a `ChinchillaConfig` (norm on the sub-layer's output, rotary positions, relu). All
+three with both attention implementations: which one is faster depends on the machine, the dtype and the length.
 """
 
+import copy
 import time
 from dataclasses import dataclass, field
 from statistics import median
@@ -63,6 +65,9 @@ def main() -> None:
         "bert twin": convert_model(bert),
         "default": ChinchillaModel(ChinchillaConfig(**shape, hidden_dropout=options.dropout)),
     }
+    for name, model in list(models.items()):
+        models[f"{name}, eager"] = copy.deepcopy(model)
+        models[f"{name}, eager"].set_attn_implementation("eager")
     lengths = torch.linspace(options.length, options.length // 4, options.batch_size).long()
     mask = (torch.arange(options.length) < lengths[:, None]).long()
     inputs = {"input_ids": torch.randint(5, 30522, mask.shape) * mask, "attention_mask": mask}
@@ -76,8 +81,9 @@ def main() -> None:
             times[name].append(step())
     print(f"{options.dtype}, batch {options.batch_size} x {options.length}, {torch.get_num_threads()} threads")
     for name in steps:
-        ratio = median(ours / theirs for ours, theirs in zip(times[name], times["BertModel"], strict=True))
-        print(f"{name:<10} {1000 * median(times[name]):8.1f} ms a step   {ratio:.3f} of BertModel's time")
+        peer = "BertModel, eager" if name.endswith("eager") else "BertModel"
+        ratio = median(ours / theirs for ours, theirs in zip(times[name], times[peer], strict=True))
+        print(f"{name:<17} {1000 * median(times[name]):8.1f} ms a step   {ratio:.3f} of the time of {peer}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,360 @@
+"""`training/classify.py` as its users run it: every kind of data and start, interruptions, and bad input."""
+
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, pipeline
+
+import chinchilla_hf
+from chinchilla_hf import ChinchillaForMaskedLM, train_tokenizer
+
+SCRIPT = Path(__file__).parents[2] / "training" / "classify.py"
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 100,
+    "max_length": 24,
+    "hidden_dropout": 0,
+}
+FAST = {"learning_rate": 5e-3, "num_train_epochs": 6, "per_device_train_batch_size": 8, "disable_tqdm": True}
+RESULT_FILES = {
+    "README.md",
+    "config.json",
+    "configuration_chinchilla.py",
+    "model.safetensors",
+    "modeling_chinchilla.py",
+    "modeling_chinchilla_block.py",
+    "run.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+
+
+def words(options: dict[str, object]) -> list[str]:
+    """Options as a command line."""
+    listed = {name: value if isinstance(value, list) else [value] for name, value in options.items()}
+    return [str(word) for name, values in listed.items() for word in (f"--{name}", *values)]
+
+
+@pytest.fixture
+def classify(monkeypatch, capsys):
+    """Run the script in this process; what it printed."""
+
+    def run(*recipe: Path, **options: object) -> str:
+        spec = importlib.util.spec_from_file_location("classify", SCRIPT)
+        script = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "classify", script)
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, recipe), *words(options)])
+        spec.loader.exec_module(script)
+        script.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+NOUNS = ["film", "plot", "cast", "music", "ending", "story", "scene", "script"]
+FILLERS = ["the", "whole", "really", "somehow", "today", "for me"]
+MOODS = {"good": ["fine", "lovely", "great"], "bad": ["awful", "dull", "poor"], "mixed": ["uneven", "odd", "strange"]}
+
+
+def sentences(count: int, seed: int = 0, moods: tuple[str, ...] = ("good", "bad")) -> list[tuple[str, str]]:
+    """Different sentences, each with the word that gives its label away."""
+    rng = random.Random(seed)
+    rows: dict[str, str] = {}
+    while len(rows) < count:
+        mood = moods[len(rows) % len(moods)]
+        words = [
+            rng.choice(FILLERS),
+            rng.choice(NOUNS),
+            rng.choice(MOODS[mood]),
+            rng.choice(NOUNS),
+            rng.choice(FILLERS),
+        ]
+        rows.setdefault(" ".join(words), mood)
+    return list(rows.items())
+
+
+def write_csv(path: Path, rows: list[tuple], columns: tuple[str, ...] = ("text", "label")) -> Path:
+    pd.DataFrame(rows, columns=list(columns)).to_csv(path, index=False)
+    return path
+
+
+def read_record(folder: Path) -> dict:
+    return json.loads((folder / "run.json").read_text())
+
+
+def test_single_label_from_scratch(classify, tmp_path):
+    data, out = write_csv(tmp_path / "reviews.csv", sentences(240)), tmp_path / "out"
+    printed = classify(dataset=data, **TINY, **FAST, output_dir=out)
+
+    assert {path.name for path in out.iterdir() if path.is_file()} == RESULT_FILES | {"confusion_matrix.png"}
+    assert not list(out.glob("checkpoint-*"))
+    record = read_record(out)
+    assert record["status"] == "finished"
+    assert record["data"]["rows"] == {"train": 192, "validation": 24, "test": 24}
+    assert record["data"]["label_names"] == ["bad", "good"]
+    assert record["scores"]["test"]["accuracy"] >= 0.9  # one word decides
+    assert record["scores"]["baseline"]["test"]["accuracy"] >= 0.9
+    assert "TF-IDF + linear" in printed and f"{record['scores']['test']['macro_f1']:.4f}" in printed
+
+    # The folder is what the scores say: the pipeline makes the same predictions, under the names of the labels.
+    classifier = pipeline("text-classification", str(out))
+    rows = sentences(60, seed=1)
+    right = sum(
+        result["label"] == mood for result, (_, mood) in zip(classifier([t for t, _ in rows]), rows, strict=True)
+    )
+    assert right >= 54
+    assert "text-classification" in (out / "README.md").read_text()
+    assert (out / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
+
+    with pytest.raises(SystemExit, match=r"holds this very run, finished.*--overwrite"):
+        classify(dataset=data, **TINY, **FAST, output_dir=out)
+    with pytest.raises(SystemExit, match=r"holds another run \(num_hidden_layers: 1 -> 2\).*--overwrite"):
+        classify(dataset=data, **TINY | {"num_hidden_layers": 2}, **FAST, output_dir=out)
+    assert read_record(out) == record
+
+
+def test_several_labels(classify, tmp_path):
+    rows = sentences(200, moods=("good", "bad"))
+    rows = [{"text": text, "labels": [mood] + ["music"] * ("music" in text)} for text, mood in rows]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    classify(dataset=tmp_path / "data.jsonl", **TINY, **FAST, output_dir=tmp_path / "out")
+    scores = read_record(tmp_path / "out")["scores"]
+    assert scores["test"]["macro_f1"] > 0.8 and scores["baseline"]["test"]["macro_f1"] > 0.8
+    found = pipeline("text-classification", str(tmp_path / "out"), top_k=None)("the music lovely plot today")[0]
+    assert {result["label"] for result in found if result["score"] > 0.5} == {"good", "music"}
+
+
+def test_regression_on_pairs(classify, tmp_path):
+    rng = random.Random(0)
+    value = {"good": 1.0, "bad": -1.0}
+    pairs = zip(sentences(240, 1), sentences(240, 2), strict=True)
+    rows = [(first, second, value[x] + value[y] + rng.gauss(0, 0.1)) for (first, x), (second, y) in pairs]
+    pd.DataFrame(rows, columns=["sentence1", "sentence2", "score"]).to_parquet(tmp_path / "pairs.parquet")
+    classify(dataset=tmp_path / "pairs.parquet", **TINY, **FAST, output_dir=tmp_path / "out")
+    record = read_record(tmp_path / "out")
+    assert record["data"]["text_pairs"] is True
+    assert record["scores"]["test"]["pearson"] > 0.8
+    assert not (tmp_path / "out" / "confusion_matrix.png").exists()
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> Path:
+    """A BERT, a Chinchilla and a GPT-2 of one tokenizer, 32 positions."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    tokenizer = train_tokenizer(
+        [text for text, _ in sentences(100)], vocab_size=300, model_max_length=32, show_progress=False
+    )
+    shape = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    models = {
+        "bert": BertForMaskedLM(BertConfig(**shape, intermediate_size=64, max_position_embeddings=32)),
+        "chinchilla": ChinchillaForMaskedLM(chinchilla_hf.ChinchillaConfig(**shape, max_position_embeddings=32)),
+        "gpt2": GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=32)),
+    }
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("start", ["bert", "chinchilla"])
+def test_from_a_checkpoint(classify, tmp_path, checkpoints, start):
+    data = write_csv(tmp_path / "reviews.csv", sentences(160, moods=tuple(MOODS)))
+    out = tmp_path / "out"
+    classify(dataset=data, model=checkpoints / start, **FAST, output_dir=out, pooling="mean")
+    record = read_record(out)
+    assert record["model"]["base_model"] == str(checkpoints / start)
+    assert record["scores"]["test"]["accuracy"] > 0.8
+    config = json.loads((out / "config.json").read_text())
+    assert (config["model_type"], config["pooling"]) == ("chinchilla", "mean")
+    assert config["norm_placement"] == ("post" if start == "bert" else "output")
+    before, after = AutoTokenizer.from_pretrained(checkpoints / start), AutoTokenizer.from_pretrained(out)
+    assert before.get_vocab() == after.get_vocab()
+
+
+def test_own_files_for_every_split_and_a_recipe(classify, tmp_path):
+    files = {
+        name: write_csv(tmp_path / f"{name}.csv", sentences(60, seed)) for seed, name in enumerate(("a", "b", "c"))
+    }
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"dataset: {files['a']}\ntest_file: {files['c']}\noutput_dir: {tmp_path / 'out'}\nbaseline: false\n"
+    )
+    classify(recipe, validation_file=files["b"], **TINY, **FAST | {"num_train_epochs": 1}, max_rows=50)
+    record = read_record(tmp_path / "out")
+    assert record["data"]["rows"] == {"train": 50, "validation": 50, "test": 50}
+    assert "baseline" not in record["scores"]
+
+
+# ---- Bad input ends before any training, with one line, and leaves nothing behind ----
+
+
+def broken(folder: Path, source: Path, change) -> Path:
+    shutil.copytree(source, folder)
+    change(folder / "model.safetensors")
+    return folder
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def scramble_header(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[8:40] = os.urandom(32)
+    path.write_bytes(bytes(content))
+
+
+BAD_DATA = {
+    "empty": ([], {}, "has no rows"),
+    "no text left": ([("", "good"), (" ", "bad")] * 20, {}, "no row of split 'train' has both text"),
+    "one class": ([(text, "good") for text, _ in sentences(40)], {}, "holds one class only, 'good'"),
+    "class without a row": (sentences(40), {"class_names": ["good", "bad", "ugly"]}, "no training row: 'ugly'"),
+    "no such label column": (sentences(40), {"label_column": "mood"}, "label_column is 'mood', but the columns are"),
+    "text is not text": (
+        [(i, mood) for i, (_, mood) in enumerate(sentences(40))],
+        {"text_column": "text"},
+        "holds .*not text",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data(classify, tmp_path, case):
+    rows, options, message = BAD_DATA[case]
+    data = tmp_path / "data.parquet"
+    pd.DataFrame(rows, columns=["text", "label"]).to_parquet(data)
+    with pytest.raises(SystemExit, match=rf"(?s)^error: .*{message}"):
+        classify(dataset=data, **TINY, **FAST, output_dir=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_of_the_test_set_that_training_never_saw(classify, tmp_path):
+    train = write_csv(tmp_path / "train.csv", sentences(40))
+    test = write_csv(tmp_path / "test.csv", sentences(20, 1, tuple(MOODS)))
+    with pytest.raises(SystemExit, match=r"error: 6 of the 20 rows of split 'test' .*training never saw: 'mixed'"):
+        classify(dataset=train, test_file=test, **TINY, **FAST, output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+BAD_OPTIONS = {
+    "width": ({"hidden_size": 30, "num_attention_heads": 4}, "hidden_size.*30.*num_attention_heads.*4"),
+    "activation": ({"hidden_act": "swish2"}, "hidden_act.*swish2"),
+    "no such model": ({"model": "/no/such/folder"}, "/no/such/folder"),
+    "recipe package": ({"model": "package://no_such_package/model"}, "no_such_package.*not installed"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_bad_options(classify, tmp_path, case):
+    options, message = BAD_OPTIONS[case]
+    data = write_csv(tmp_path / "data.csv", sentences(40))
+    options = options if "model" in options else TINY | options
+    with pytest.raises(SystemExit, match=rf"(?s)^error: .*{message}"):
+        classify(dataset=data, **FAST, output_dir=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("option", "value"), [("norm_placement", "middle"), ("position_embedding_type", "sine")])
+def test_choices_are_told(classify, tmp_path, capsys, option, value):
+    with pytest.raises(SystemExit):
+        classify(dataset="data.csv", **{option: value}, output_dir=tmp_path / "out")
+    assert f"argument --{option}" in (error := capsys.readouterr().err) and f"invalid choice: '{value}'" in error
+    assert not (tmp_path / "out").exists()
+
+
+BAD_MODELS = {
+    "cut short": (lambda tmp, given: broken(tmp / "m", given / "chinchilla", cut_short), "model.safetensors"),
+    "scrambled": (lambda tmp, given: broken(tmp / "m", given / "chinchilla", scramble_header), "model.safetensors"),
+    "BERT cut short": (lambda tmp, given: broken(tmp / "m", given / "bert", cut_short), "model.safetensors"),
+    "another model type": (lambda tmp, given: given / "gpt2", "gpt2"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_MODELS)
+def test_bad_checkpoints(classify, tmp_path, checkpoints, case):
+    make, message = BAD_MODELS[case]
+    data = write_csv(tmp_path / "data.csv", sentences(40))
+    with pytest.raises(SystemExit, match=rf"(?s)^error: .*{message}"):
+        classify(dataset=data, model=make(tmp_path, checkpoints), **FAST, output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_tokens_than_positions(classify, tmp_path, checkpoints):
+    data = write_csv(tmp_path / "data.csv", sentences(40))
+    start = {"dataset": data, "model": checkpoints / "chinchilla", **FAST, "output_dir": tmp_path / "out"}
+    with pytest.raises(SystemExit, match="error: --max_length is 40, but the model has 32 positions"):
+        classify(**start, max_length=40)
+    with pytest.raises(SystemExit, match="error: --hidden_size 64 is for a model from scratch"):
+        classify(**start, hidden_size=64)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_other_files_is_left_alone(classify, tmp_path):
+    data = write_csv(tmp_path / "data.csv", sentences(40))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    with pytest.raises(SystemExit, match="is not empty, and holds no run of ours"):
+        classify(dataset=data, **TINY, **FAST, output_dir=tmp_path / "out", overwrite=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+
+# ---- Interruptions ----
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"ended early: {process.stderr.read()}"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(classify, tmp_path):
+    """Killed (-9) after the first checkpoint, then stopped with Ctrl-C after another one."""
+    data = write_csv(tmp_path / "data.csv", sentences(200))
+    options = {"dataset": data, **TINY, **FAST, "num_train_epochs": 10, "hidden_dropout": 0.1, "baseline": False}
+    options |= {"early_stopping_patience": 0, "save_total_limit": 3}
+    straight, out = tmp_path / "straight", tmp_path / "out"
+    command = [sys.executable, str(SCRIPT), *words(options | {"output_dir": out})]
+
+    def run_until(step: int, stop: signal.Signals) -> tuple[int, str]:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        wait_for(lambda: any(out.glob(f"checkpoint-{step}/trainer_state.json")), process)
+        process.send_signal(stop)
+        _, errors = process.communicate(timeout=60)
+        assert not (out / "model.safetensors").exists()
+        return process.returncode, errors
+
+    steps = 160 // 8
+    assert run_until(2 * steps, signal.SIGKILL)[0] == -signal.SIGKILL
+    # What a kill in the middle of saving leaves: the newest checkpoint is no checkpoint.
+    half = out / f"checkpoint-{100 * steps}"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"\0" * 1000)
+    code, errors = run_until(6 * steps, signal.SIGINT)
+    assert code == 1 and "the same command goes on from the last checkpoint" in errors
+    assert f"removing {half}" in errors and "Traceback" not in errors
+
+    classify(**options, output_dir=out)
+    classify(**options, output_dir=straight)
+    resumed, whole = read_record(out), read_record(straight)
+    assert resumed["training"]["resumed"] == 2
+    assert resumed["scores"] == whole["scores"]
+    for name in ("steps", "epochs", "examples", "tokens", "best_step"):
+        assert resumed["training"][name] == whole["training"][name], name
+    weights = load_file(out / "model.safetensors"), load_file(straight / "model.safetensors")
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
