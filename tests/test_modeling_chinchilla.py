@@ -321,6 +321,21 @@ def test_compiles_and_exports_as_one_graph(head, tiny_config):
         torch.testing.assert_close(logits_of(program.module()(**other)), logits_of(model(**other)))
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch's and Transformers' own, still experimental, exporters
+def test_onnx_runtime_computes_the_same_at_another_shape(tiny_config):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="the extra 'export' is not installed")
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
+    model = ChinchillaForSequenceClassification(tiny_config).eval()
+    padded, longer = torch.ones(2, 12, dtype=torch.long), torch.ones(3, 20, dtype=torch.long)
+    padded[1, 8:] = longer[2, 5:] = 0
+    inputs = [{"input_ids": torch.randint(5, 100, mask.shape), "attention_mask": mask} for mask in (padded, longer)]
+    exported = OnnxExporter().export(model, inputs[0], config=OnnxConfig(dynamic=True))
+    for batch in inputs:
+        torch.testing.assert_close(exported(**batch).logits, model(**batch).logits, atol=1e-5, rtol=1e-5)
+
+
 def test_packed_rows_compile(tiny_config):
     model = ChinchillaModel(tiny_config).eval()
     row, position_ids = torch.randint(5, 100, (2, 6)), torch.tensor([[0, 1, 2, 0, 1, 2], [0, 1, 0, 1, 2, 3]])
