@@ -79,6 +79,9 @@ class ChinchillaConfig(PreTrainedConfig):
             Id of the token that begins a text.
         eos_token_id (`int`, *optional*):
             Id of the token that ends a text.
+        sparse_prediction (`bool`, *optional*, defaults to `True`):
+            Whether the masked-token head, when it is given `labels`, works at the positions that have one only:
+            `logits` are then `(labelled positions, vocab_size)`, in the order of the positions.
         tie_word_embeddings (`bool`, *optional*, defaults to `True`):
             Whether the masked-token head shares the matrix of the input embeddings.
 
@@ -138,6 +141,7 @@ class ChinchillaConfig(PreTrainedConfig):
     pad_token_id: int | None = 0
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
+    sparse_prediction: bool = True
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):

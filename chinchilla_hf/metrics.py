@@ -20,6 +20,7 @@ from sklearn import metrics as sklearn_metrics
 from .run_record import write_atomically
 
 if TYPE_CHECKING:
+    import torch
     from matplotlib.figure import Figure
     from transformers import EvalPrediction
 
@@ -195,6 +196,30 @@ def classification_compute_metrics(problem_type: str) -> "Callable[[EvalPredicti
     return compute_metrics
 
 
+def masked_token_predictions(logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
+    """
+    `preprocess_logits_for_metrics` of a Trainer that trains masked tokens: the most likely token where there is a
+    label, and -100 elsewhere, so that an evaluation keeps `(batch, length)` numbers and not a score for every token.
+
+    Args:
+        logits: `(labelled positions, vocab_size)`, or `(batch, length, vocab_size)` without `config.sparse_prediction`.
+        labels: `(batch, length)`, -100 where there is nothing to predict.
+    """
+    labelled = labels != -100
+    if logits.ndim == 3:
+        logits = logits[labelled]
+    predictions = labels.new_full(labels.shape, -100)
+    predictions[labelled] = logits.argmax(dim=-1)
+    return predictions
+
+
+def masked_token_compute_metrics(prediction: "EvalPrediction") -> dict[str, float]:
+    """`compute_metrics` beside [`masked_token_predictions`]: the share of the labelled tokens that is predicted."""
+    labels = np.asarray(prediction.label_ids)
+    labelled = labels != -100
+    return {"masked_accuracy": float((np.asarray(prediction.predictions)[labelled] == labels[labelled]).mean())}
+
+
 def confidence_interval(accuracy: float, rows: int, confidence_level: float = 0.95) -> tuple[float, float]:
     """
     Wilson's score interval of an accuracy that was measured on `rows` rows (Wilson 1927, JASA 22:209-212).
@@ -311,6 +336,41 @@ def _confusion_figure(counts: np.ndarray, label_names: Sequence[str]) -> "Figure
         text = f"{count:,}\n{share:.0%}" if count else "0"
         axes.text(column, row, text, ha="center", va="center", fontsize=size, color=color)
     return figure
+
+
+def plot_loss_curve(log_history: Sequence[dict[str, float]], path: str | os.PathLike[str]) -> None:
+    """
+    Draw the losses of a run by its steps, as PNG, and write the file as a whole or not at all.
+
+    Args:
+        log_history: `trainer.state.log_history`.
+        path: of the picture.
+
+    Raises:
+        ValueError: there is no loss in it.
+        OSError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    curves = {
+        label: [(entry["step"], entry[key]) for entry in log_history if key in entry and np.isfinite(entry[key])]
+        for key, label in (("loss", "training"), ("eval_loss", "validation"))
+    }
+    if not any(curves.values()):
+        raise ValueError("the log holds no loss: train first, with logging_steps below the number of steps")
+    figure = Figure(figsize=(6.4, 4), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for (label, points), style in zip(curves.items(), ("-", "o-"), strict=True):
+        if points:
+            steps, losses = zip(*points, strict=True)
+            axes.plot(steps, losses, style, label=f"{label} (last: {losses[-1]:.3f})", markersize=3, linewidth=1.2)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats a token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_atomically(path, content.getvalue())
 
 
 def _list_confused_pairs(axes: Any, counts: np.ndarray, names: Sequence[str]) -> None:

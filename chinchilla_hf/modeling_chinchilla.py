@@ -4,13 +4,14 @@ The Chinchilla encoder and its task heads.
 What is special, beside a BERT:
 - The block (`modeling_chinchilla_block.py`) has three placements of LayerNorm, and positions are rotary by default.
 - `position_ids` that start again inside a row separate packed documents: they never attend to each other.
+- Given labels, the masked-token head works where there are labels, not at every position.
 - A pooler exists only in models that use it, so that no parameter is left without gradient.
 - A checkpoint saved from any head names every head's class in `auto_map`, so it loads as any other.
 
 This file travels inside every checkpoint, with the two it imports from: they need transformers and torch alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.loss.loss_utils import fixed_cross_entropy
 from transformers.masking_utils import (
+    and_masks,
     create_bidirectional_mask,
     find_packed_sequence_indices,
     packed_sequence_mask_function,
@@ -125,6 +127,15 @@ class ChinchillaPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
+def causal_rows_mask_function(causal_rows: torch.BoolTensor) -> Callable:
+    """Mask function of Transformers' `masking_utils`: in `causal_rows`, no token sees a later one."""
+
+    def inner_mask(batch_idx: int, head_idx: int, q_idx: int, kv_idx: int) -> bool:
+        return ~causal_rows[batch_idx] | (kv_idx <= q_idx)
+
+    return inner_mask
+
+
 @auto_docstring
 class ChinchillaModel(ChinchillaPreTrainedModel):
     def __init__(self, config: ChinchillaConfig, add_pooling_layer: bool | None = None):
@@ -155,12 +166,16 @@ class ChinchillaModel(ChinchillaPreTrainedModel):
         token_type_ids: torch.LongTensor | None = None,
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
+        causal_rows: torch.BoolTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         r"""
         position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
             Positions of the tokens; 0, 1, 2, ... if not given. Where they do not go up by one, a new document
             begins: tokens of different documents in a row do not attend to each other.
+        causal_rows (`torch.BoolTensor` of shape `(batch_size,)`, *optional*):
+            Rows in which a token attends only to itself and to what is before it, for objectives that predict the
+            next token.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds, and not both")
@@ -172,22 +187,27 @@ class ChinchillaModel(ChinchillaPreTrainedModel):
                 "truncate it, or load a checkpoint with a longer context"
             )
 
-        document_mask_function = None
+        mask_functions = []
         if position_ids is None:
             position_ids = torch.arange(length, device=inputs.device).unsqueeze(0)
         else:
             documents = find_packed_sequence_indices(position_ids.expand(batch_size, -1))
             if documents is not None:
                 self._check_packing_is_isolated(batch_size, kwargs)
-                document_mask_function = packed_sequence_mask_function(documents)
+                mask_functions.append(packed_sequence_mask_function(documents))
             kwargs["position_ids"] = position_ids  # flash attention finds the documents of a single row by them
+
+        if causal_rows is not None:
+            if is_flash_attention_requested(self.config):
+                raise ValueError("flash attention cannot mask some rows causally: use attn_implementation='sdpa'")
+            mask_functions.append(causal_rows_mask_function(causal_rows))
 
         hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
         mask = create_bidirectional_mask(
             config=self.config,
             inputs_embeds=hidden_states,
             attention_mask=attention_mask,
-            and_mask_function=document_mask_function,
+            and_mask_function=and_masks(*mask_functions) if mask_functions else None,
         )
         position_embeddings = self.rotary_emb(hidden_states, position_ids) if self.rotary_emb is not None else None
         for layer in self.layers:
@@ -206,6 +226,31 @@ class ChinchillaModel(ChinchillaPreTrainedModel):
                 "keep apart by itself: pass cu_seq_lens_q, cu_seq_lens_k, max_length_q and max_length_k with one flat "
                 "row (DataCollatorWithFlattening(return_flash_attn_kwargs=True)), or use attn_implementation='sdpa'"
             )
+
+
+def predict_tokens(
+    model: "ChinchillaForMaskedLM | ChinchillaForPreTraining",
+    hidden_states: torch.Tensor,
+    labels: torch.LongTensor | None,
+    num_items_in_batch: torch.Tensor | int | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    Scores of the tokens, and their cross-entropy where there are `labels`.
+
+    With `config.sparse_prediction` and `labels`, scores are made at the labelled positions alone: with 15% of them
+    labelled, the vocabulary projection, the largest matrix of a small model, costs a seventh, and its memory too.
+    """
+    if labels is not None and model.config.sparse_prediction:
+        labelled = labels != -100
+        hidden_states, labels = hidden_states[labelled], labels[labelled]  # (labelled, hidden_size), (labelled,)
+    logits = model.lm_head(model.transform(hidden_states))
+    if labels is None:
+        return logits, None
+    labels = labels.flatten().to(logits.device)
+    loss = nn.functional.cross_entropy(logits.flatten(0, -2).float(), labels, reduction="sum")
+    if num_items_in_batch is None:
+        num_items_in_batch = labels.ne(-100).sum().clamp(min=1)
+    return logits, loss / torch.as_tensor(num_items_in_batch, device=loss.device)
 
 
 @auto_docstring
@@ -237,10 +282,7 @@ class ChinchillaForMaskedLM(ChinchillaPreTrainedModel):
             Ids of the tokens to predict; positions with -100 count for nothing.
         """
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
-        logits = self.lm_head(self.transform(outputs.last_hidden_state))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        logits, loss = predict_tokens(self, outputs.last_hidden_state, labels, kwargs.get("num_items_in_batch"))
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -276,7 +318,6 @@ class ChinchillaForPreTraining(ChinchillaPreTrainedModel):
         self.transform = ChinchillaPredictionTransform(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.seq_relationship = nn.Linear(config.hidden_size, 2)
-        self.loss_type = "ForMaskedLM"  # Transformers finds no loss by this class's name
         self.post_init()
 
     @can_return_tuple
@@ -299,14 +340,12 @@ class ChinchillaForPreTraining(ChinchillaPreTrainedModel):
             0 where the second sentence follows the first, 1 where it is random. Only with `labels`.
         """
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
-        prediction_logits = self.lm_head(self.transform(outputs.last_hidden_state))
+        num_items = kwargs.get("num_items_in_batch")
+        prediction_logits, loss = predict_tokens(self, outputs.last_hidden_state, labels, num_items)
         seq_relationship_logits = self.seq_relationship(outputs.pooler_output)
-        loss = None
-        if labels is not None and next_sentence_label is not None:
-            num_items = kwargs.get("num_items_in_batch")
-            loss = self.loss_function(
-                logits=prediction_logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
-            )
+        if labels is None or next_sentence_label is None:
+            loss = None
+        else:
             next_sentence_loss = nn.functional.cross_entropy(
                 seq_relationship_logits.float(), next_sentence_label.view(-1)
             )

@@ -107,7 +107,9 @@ def apply_rotary_pos_emb(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) 
     cos, sin = cos.to(x.dtype).unsqueeze(2), sin.to(x.dtype).unsqueeze(2)
     first, second = x.chunk(2, dim=-1)
     # addcmul: one pass over memory less than a product and a sum
-    return torch.cat((torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)), dim=-1)
+    return torch.cat(
+        (torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)), dim=-1
+    )
 
 
 def eager_attention_forward(

@@ -1,10 +1,19 @@
 """Thin layers over `transformers.Trainer`."""
 
 import importlib.util
+import logging
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from .callbacks import BudgetClock, StepTimer
+from .optim import MuonWithAdamW, decaying_schedule, parameter_groups
+
+logger = logging.getLogger(__name__)
 
 
 def bf16_is_fast() -> bool:
@@ -23,6 +32,16 @@ def choose_attention(arguments: TrainingArguments, mean_length: float) -> str:
     `"sdpa"`. Outputs are the same up to rounding.
     """
     return "eager" if arguments.device.type == "cpu" and arguments.bf16 and mean_length < 200 else "sdpa"
+
+
+def _choose_for_this_machine(arguments: TrainingArguments) -> None:
+    """Device, precision and place to log to, where the user leaves them open."""
+    if not torch.accelerator.is_available():
+        arguments.use_cpu = True  # TrainingArguments refuses bf16 on a CPU that it was not told to use
+    if arguments.bf16 is None:
+        arguments.bf16 = not arguments.fp16 and bf16_is_fast()
+    if arguments.report_to == "auto":
+        arguments.report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
 
 
 @dataclass
@@ -79,13 +98,182 @@ class FineTuningArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        if not torch.accelerator.is_available():
-            self.use_cpu = True  # TrainingArguments refuses bf16 on a CPU that it was not told to use
-        if self.bf16 is None:
-            self.bf16 = not self.fp16 and bf16_is_fast()
-        if self.report_to == "auto":
-            self.report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
+        _choose_for_this_machine(self)
         super().__post_init__()
+
+
+@dataclass
+class PretrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the defaults of pretraining on packed rows, and what the training script adds."""
+
+    _argument_group_name = "Training"
+
+    output_dir: str | None = field(
+        default="runs/pretraining",
+        metadata={"help": "Folder of the run: checkpoints, then the model, its card, run.json."},
+    )
+    seed: int = field(default=42, metadata={"help": "Seed of the weights, the packing, the order and the masks."})
+    max_minutes: float | None = field(
+        default=None, metadata={"help": "Budget in minutes of training, over all continuations, instead of steps."}
+    )
+    max_steps: int = field(default=-1, metadata={"help": "Steps of the optimizer; -1: go by num_train_epochs."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "How often every row is seen."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Rows in a batch, on each device."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows in a batch of an evaluation."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches in a step of the optimizer."})
+    optimizer: str = field(
+        default="muon",
+        metadata={
+            "help": "Muon for the matrices of the blocks and AdamW for the rest, or AdamW for all.",
+            "choices": ["muon", "adamw"],
+        },
+    )
+    learning_rate: float = field(default=2e-3, metadata={"help": "Highest learning rate."})
+    weight_decay: float = field(default=0.1, metadata={"help": "Weight decay, on matrices only."})
+    adam_beta2: float = field(default=0.98, metadata={"help": "Decay of AdamW's second moment."})
+    warmup_share: float = field(default=0.05, metadata={"help": "Share of the run for the warm-up."})
+    decay: str = field(
+        default="linear",
+        metadata={"help": "How the learning rate falls to 0 at the end.", "choices": ["linear", "cosine", "sqrt"]},
+    )
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "bfloat16 mixed precision. Default: where the CPU or GPU multiplies it in hardware."},
+    )
+    eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: no, steps or epoch."})
+    eval_steps: float | None = field(default=500, metadata={"help": "Evaluate every so many steps."})
+    save_strategy: str = field(default="steps", metadata={"help": "When to save: no, steps or epoch."})
+    save_steps: float = field(default=500, metadata={"help": "Save every so many steps."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep while running."})
+    logging_steps: float = field(default=20, metadata={"help": "Log every so many steps; below 1: share of all."})
+    report_to: str = field(default="auto", metadata={"help": "Where to log to; auto: TensorBoard if it is installed."})
+    prediction_loss_only: bool = field(default=False, metadata={"help": "Evaluate the loss only, not the accuracy."})
+    max_skipped_steps: int = field(
+        default=10, metadata={"help": "Stop after so many steps in a row whose loss or gradient is not finite."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Delete the run that output_dir holds, and start anew."})
+    keep_checkpoints: bool = field(
+        default=False, metadata={"help": "Keep Trainer's checkpoint folders when the run is finished."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise ValueError(f"max_minutes is {self.max_minutes}, but must be above 0: leave it out to go by steps")
+        if self.max_steps == 0 or self.max_steps < -1 or not self.num_train_epochs > 0:
+            raise ValueError(
+                f"max_steps is {self.max_steps} and num_train_epochs {self.num_train_epochs}, which is no training: "
+                "give one of them above 0"
+            )
+        if not 0 <= self.warmup_share < 1:
+            raise ValueError(f"warmup_share is {self.warmup_share}, but must be a share from 0 up to 1")
+        _choose_for_this_machine(self)
+        # The rows come in an order of their own, by their number, so that a run can be continued anywhere.
+        self.train_sampling_strategy = "sequential"
+        self.remove_unused_columns = False
+        # A step that is not finite is skipped, and not hidden.
+        self.logging_nan_inf_filter = False
+        super().__post_init__()
+
+
+class PretrainingTrainer(Trainer):
+    """
+    Trainer with our optimizer and schedule, that skips steps that are not finite, and logs what the machine achieves.
+
+    Args:
+        clock: ends the run by time; without it, the run ends by steps.
+        flops_per_step: of all devices together, see `scaling.flops.pretraining_step`.
+        tokens_per_step: all positions of a step; the logs give them a second.
+        padding: share of the positions that is padding.
+        peak_flops: what the devices multiply at best, in FLOP/s; the logs give the share of it.
+        kwargs: as for `Trainer`; `args` are [`PretrainingArguments`].
+    """
+
+    optimizer: torch.optim.Optimizer | None
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
+
+    def __init__(
+        self,
+        *,
+        clock: BudgetClock | None = None,
+        flops_per_step: float = 0.0,
+        tokens_per_step: int = 0,
+        padding: float = 0.0,
+        peak_flops: float | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.clock = clock
+        self.flops_per_step = flops_per_step
+        self.tokens_per_step = tokens_per_step
+        self.padding = padding
+        self.peak_flops = peak_flops
+        self.timer = StepTimer()
+        self.skipped_steps = 0
+        self._skipped_in_a_row = 0
+        self._logged = (0, 0.0)  # steps and seconds of the timer at the last log
+        for callback in (self.timer, clock):
+            if callback is not None:
+                self.add_callback(callback)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            args = self.args
+            groups = parameter_groups(
+                self.model if model is None else model, args.weight_decay, args.optimizer == "muon"
+            )
+            betas = (args.adam_beta1, args.adam_beta2)
+            self.optimizer = MuonWithAdamW(groups, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        if self.lr_scheduler is None:
+            args = self.args
+            progress = None if self.clock is None else self.clock.progress
+            self.lr_scheduler = decaying_schedule(
+                optimizer or self.create_optimizer(), num_training_steps, args.warmup_share, args.decay, progress
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.clock is not None:
+            self.train_dataset.progress = self.clock.progress()
+        return super().training_step(*args, **kwargs)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Besides, leave no gradient where one is not finite: the optimizer then does nothing."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if math.isfinite(float(grad_norm)):
+            self._skipped_in_a_row = 0
+            return grad_norm
+        model.zero_grad()
+        self.skipped_steps += 1
+        self._skipped_in_a_row += 1
+        first = self.state.global_step * self.args.train_batch_size * self.args.gradient_accumulation_steps
+        first *= self.args.world_size
+        logger.warning("step %d skipped: its loss or gradient is not finite", self.state.global_step)
+        if self._skipped_in_a_row >= self.args.max_skipped_steps:
+            raise FloatingPointError(
+                f"{self._skipped_in_a_row} steps in a row had a loss or gradient that is not finite, the last one step "
+                f"{self.state.global_step} (its rows begin with item {first} of the data set): lower the learning "
+                "rate, or go on from an earlier checkpoint"
+            )
+        return grad_norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        steps, seconds = self.timer.steps - self._logged[0], self.timer.seconds - self._logged[1]
+        if "loss" in logs and steps and seconds:
+            self._logged = (self.timer.steps, self.timer.seconds)
+            logs["tokens_per_second"] = round(steps * self.tokens_per_step / seconds)
+            logs["real_tokens_per_second"] = round(steps * self.tokens_per_step * (1 - self.padding) / seconds)
+            logs["flops_per_second"] = steps * self.flops_per_step / seconds
+            if self.peak_flops:
+                logs["share_of_peak"] = round(logs["flops_per_second"] / self.peak_flops, 4)
+            if self.skipped_steps:
+                logs["skipped_steps"] = self.skipped_steps
+        super().log(logs, start_time)
 
 
 # Options that may differ between a run and its continuation: they change what is shown or kept, not the result.

@@ -1,0 +1,158 @@
+"""
+Muon for the matrices of the blocks and AdamW for the rest, in one optimizer; schedules that end with a time budget.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+DECAYS = ("linear", "cosine", "sqrt")
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, muon: bool) -> list[dict[str, Any]]:
+    """
+    Trainable parameters of `model`, each once, in groups for [`MuonWithAdamW`] or `torch.optim.AdamW`.
+
+    Matrices decay. Biases and the vectors of LayerNorms do not: pulling them to zero is no regularisation. Muon takes
+    the matrices inside the blocks (`model.layers`), not embeddings, nor what projects to the vocabulary or to classes:
+    their rows are used one by one, so that there is nothing to orthogonalise (Jordan et al. 2024).
+
+    Args:
+        model: of ours, or any with its blocks in a `ModuleList`.
+        weight_decay: of the matrices, embeddings included.
+        muon: whether matrices of blocks are in a group of their own, marked `"muon": True`.
+    """
+    in_blocks = {
+        parameter
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList)
+        for parameter in module.parameters()
+        if parameter.ndim == 2
+    }
+    groups: dict[str, list[nn.Parameter]] = {"muon": [], "decayed": [], "plain": []}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            name = "plain" if parameter.ndim < 2 else "muon" if muon and parameter in in_blocks else "decayed"
+            groups[name].append(parameter)
+    settings: dict[str, dict[str, Any]] = {"muon": {"muon": True}, "decayed": {}, "plain": {"weight_decay": 0.0}}
+    return [
+        {"params": parameters, "weight_decay": weight_decay, **settings[name]}
+        for name, parameters in groups.items()
+        if parameters
+    ]
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """
+    `torch.optim.Muon` for the groups marked `"muon": True`, fused `torch.optim.AdamW` for the others.
+
+    One object, with one state, so that Trainer, Accelerate and schedulers treat it as any other optimizer. The update
+    of Muon is scaled to the size of AdamW's (Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.2), so
+    both share one learning rate and one weight decay. Not for fine-tuning a model that was pretrained with AdamW: the
+    same paper (section 3.5) finds no gain there.
+
+    Args:
+        groups: see [`parameter_groups`].
+        lr: learning rate of both.
+        momentum: of Muon.
+        betas, eps: of AdamW.
+        weight_decay: of groups that name none.
+
+    Raises:
+        ValueError: a parameter of a Muon group is no matrix.
+    """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        lr: float = 1e-3,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.98),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+    ):
+        muon = [group for group in groups if group.get("muon")]
+        others = [group for group in groups if not group.get("muon")]
+        shared: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
+        self._parts: list[torch.optim.Optimizer] = []
+        if muon:
+            self._parts.append(torch.optim.Muon(muon, momentum=momentum, adjust_lr_fn="match_rms_adamw", **shared))
+        if others:
+            self._parts.append(torch.optim.AdamW(others, betas=betas, eps=eps, fused=True, **shared))
+        # The groups are the very dictionaries of the parts: a scheduler that sets a learning rate here sets it there.
+        super().__init__([group for part in self._parts for group in part.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        """Let the parts work on the groups and the state of this optimizer."""
+        begin = 0
+        for part in self._parts:
+            end = begin + len(part.param_groups)
+            part.param_groups, part.state = self.param_groups[begin:end], self.state
+            begin = end
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._share()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step of both. Returns what `closure`, if given, returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self._parts:
+            part.step()
+        return loss
+
+
+def decayed(progress: float, warmup: float, decay: str = "linear") -> float:
+    """
+    The share of the highest learning rate at `progress`, 0 to 1: up in a line to 1 at `warmup`, then down to 0 at 1.
+
+    Args:
+        progress: share of the run that is done.
+        warmup: share of the run that it takes to reach the highest rate.
+        decay: `"linear"` (Bergsma et al. 2025, "Straight to Zero": best for most budgets), `"cosine"`, or `"sqrt"`:
+            `1 - sqrt(progress)` (Hägele et al. 2024), steep at first.
+
+    Raises:
+        ValueError: another `decay`.
+    """
+    if decay not in DECAYS:
+        raise ValueError(f"decay is {decay!r}, but must be one of {', '.join(DECAYS)}: choose one")
+    if progress < warmup:
+        return progress / warmup
+    rest = min((progress - warmup) / (1 - warmup), 1.0)
+    if decay == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * rest))
+    return 1 - (rest if decay == "linear" else math.sqrt(rest))
+
+
+def decaying_schedule(
+    optimizer: torch.optim.Optimizer,
+    num_steps: int,
+    warmup: float,
+    decay: str = "linear",
+    progress: Callable[[], float] | None = None,
+) -> LambdaLR:
+    """
+    A schedule along [`decayed`] that ends exactly after `num_steps` steps, or when `progress()` is 1.
+
+    Args:
+        optimizer: whose learning rates are scaled.
+        num_steps: steps of the whole run; without effect beside `progress`.
+        warmup, decay: see [`decayed`].
+        progress: share of a time budget that is used; the number of steps then is what fits into the time.
+    """
+
+    def scale(step: int) -> float:
+        # The middle of the step: neither the first nor the last step then has a rate of 0, and does nothing.
+        return decayed((step + 0.5) / num_steps if progress is None else progress(), warmup, decay)
+
+    return LambdaLR(optimizer, scale)

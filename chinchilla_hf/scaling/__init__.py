@@ -1,0 +1,1 @@
+"""What training costs: FLOPs of a step, and what this machine can do."""

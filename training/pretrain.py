@@ -1,0 +1,321 @@
+"""
+Pretrain an encoder on raw text, by steps, by epochs, or for as long as you have.
+
+    python training/pretrain.py --dataset wiki.jsonl.gz --max_minutes 60     an hour on your text
+    python training/pretrain.py training/recipes/encoder.yaml --dataset ...  a recipe, with an option changed
+    accelerate launch training/pretrain.py ...                               on several devices
+
+Texts come from local files or the Hub. They are tokenized once, with a tokenizer of yours or one that is trained on
+them, kept on disk, and packed into rows without padding, in which documents do not see each other. The output folder
+holds the model, laid out as a Hub repository, `run.json`, and the loss curve. An interrupted run goes on where it was:
+repeat the command. What comes out is fine-tuned by `training/classify.py --model`.
+"""
+
+import dataclasses
+import logging
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, set_seed
+
+from chinchilla_hf import ChinchillaConfig, ChinchillaForMaskedLM
+from chinchilla_hf.callbacks import BudgetClock, SaveOnTermination
+from chinchilla_hf.conversion import load_or_convert
+from chinchilla_hf.data.corpora import Corpus
+from chinchilla_hf.data.objectives import MaskedOrCausal, MaskedTokens, MaskingSchedule
+from chinchilla_hf.data.packing import PackedRows, SpecialTokens, collate_rows, cut_documents, pack
+from chinchilla_hf.data.token_store import TokenStore, tokenizer_of_corpus
+from chinchilla_hf.metrics import masked_token_compute_metrics, masked_token_predictions, plot_loss_curve
+from chinchilla_hf.output_folder import RUN_RECORD, claim_output_folder, list_checkpoints, save_model_folder
+from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
+from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, peak_memory_bytes
+from chinchilla_hf.scaling.flops import pretraining_step
+from chinchilla_hf.scaling.machine import matmul_flops_per_second
+from chinchilla_hf.trainer import PretrainingArguments, PretrainingTrainer, result_neutral_options
+
+logger = logging.getLogger("pretrain")
+
+DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "encoder.yaml"
+# Trainer wants a number of steps. A run that ends by time takes as many as fit.
+ENDLESS = 1_000_000_000
+
+
+@dataclass
+class DataArguments:
+    """Which text, and how it becomes rows."""
+
+    _argument_group_name = "Data"
+
+    dataset: str = field(
+        metadata={
+            "help": "A file (.txt, JSON Lines, Parquet; also .gz), a folder of such files, or the name of a Hub data "
+            "set."
+        }
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of a Hub data set."})
+    text_column: str = field(default="text", metadata={"help": "Column of the text, in all but plain text files."})
+    document_separator: str = field(
+        default="blank_line",
+        metadata={"help": "What ends a document in a plain text file.", "choices": ["blank_line", "line", "file"]},
+    )
+    on_bad_text: str = field(
+        default="stop",
+        metadata={"help": "At text that cannot be decoded: stop, or skip and count it.", "choices": ["stop", "skip"]},
+    )
+    max_documents: int | None = field(default=None, metadata={"help": "Only so many documents, for a quick trial."})
+    validation_share: float = field(default=0.01, metadata={"help": "Share of the documents held out for validation."})
+    row_length: int = field(default=128, metadata={"help": "Tokens in a packed row; longer documents are cut."})
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Where tokens are kept. Default: Hugging Face's cache."}
+    )
+
+
+@dataclass
+class ObjectiveArguments:
+    """What is learned from a row."""
+
+    _argument_group_name = "Objective"
+
+    masking_rate: float = field(default=0.3, metadata={"help": "Share of the tokens to predict, at the beginning."})
+    final_masking_rate: float = field(default=0.15, metadata={"help": "The share at the end; in a line between."})
+    mask_share: float = field(default=0.8, metadata={"help": "Of the tokens to predict, become the mask token."})
+    random_share: float = field(default=0.1, metadata={"help": "Of the tokens to predict, become a random token."})
+    causal_share: float = field(
+        default=0.0, metadata={"help": "Share of the rows that predict the next token instead."}
+    )
+
+
+@dataclass
+class ModelArguments:
+    """The model, from a checkpoint or from scratch."""
+
+    _argument_group_name = "Model"
+
+    model: str | None = field(
+        default=None, metadata={"help": "Checkpoint to go on from: Chinchilla, BERT, RoBERTa or DistilBERT."}
+    )
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "Tokenizer: a folder or a Hub name. Default: the model's, or one trained anew."}
+    )
+
+
+@dataclass
+class ScratchArguments:
+    """Shape of a model without a checkpoint to start from."""
+
+    _argument_group_name = "Model from scratch"
+
+    tokenizer_algorithm: str = field(
+        default="wordpiece", metadata={"help": "Kind of tokenizer.", "choices": ["wordpiece", "bpe", "unigram"]}
+    )
+    tokenizer_documents: int = field(default=200_000, metadata={"help": "Documents to train the tokenizer on."})
+    vocab_size: int = field(default=16384, metadata={"help": "Number of tokens."})
+    hidden_size: int = field(default=256, metadata={"help": "Width."})
+    num_hidden_layers: int = field(default=6, metadata={"help": "Depth."})
+    num_attention_heads: int = field(default=4, metadata={"help": "Attention heads."})
+    max_position_embeddings: int = field(default=512, metadata={"help": "Longest text that the model will take."})
+    hidden_act: str = field(default="relu", metadata={"help": "Activation."})
+    hidden_dropout: float = field(default=0.0, metadata={"help": "Dropout."})
+    norm_placement: str = field(
+        default="output", metadata={"help": "Where LayerNorm stands.", "choices": ["output", "post", "pre"]}
+    )
+    position_embedding_type: str = field(
+        default="rope", metadata={"help": "Kind of positions.", "choices": ["rope", "learned"]}
+    )
+
+
+def make_tokenizer(
+    corpus: Corpus, data: DataArguments, options: ModelArguments, shape: ScratchArguments
+) -> PreTrainedTokenizerFast:
+    if options.tokenizer or options.model:
+        return AutoTokenizer.from_pretrained(resolve_location(options.tokenizer or options.model))
+    return tokenizer_of_corpus(
+        corpus,
+        cache_dir=data.cache_dir,
+        max_documents=shape.tokenizer_documents,
+        algorithm=shape.tokenizer_algorithm,
+        vocab_size=shape.vocab_size,
+        model_max_length=shape.max_position_embeddings,
+    )
+
+
+def make_model(
+    tokenizer: PreTrainedTokenizerFast, options: ModelArguments, shape: ScratchArguments, row_length: int
+) -> ChinchillaForMaskedLM:
+    if options.model:
+        model = load_or_convert(resolve_location(options.model), ChinchillaForMaskedLM).float()
+    else:
+        fields = dataclasses.asdict(shape)
+        fields = {name: value for name, value in fields.items() if not name.startswith("tokenizer_")}
+        fields |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        model = ChinchillaForMaskedLM(ChinchillaConfig(**fields))
+    if len(tokenizer) > model.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens, but the model only {model.config.vocab_size}: pass the "
+            "tokenizer of the checkpoint, or resize the model's embeddings first"
+        )
+    if row_length > model.config.max_position_embeddings:
+        raise ValueError(
+            f"--row_length is {row_length}, but the model has {model.config.max_position_embeddings} positions: lower "
+            "it, or raise --max_position_embeddings of a model from scratch"
+        )
+    return model
+
+
+def make_rows(
+    store: TokenStore, tokenizer: PreTrainedTokenizerFast, data: DataArguments, objective: ObjectiveArguments, seed: int
+) -> tuple[PackedRows, PackedRows]:
+    """Rows to train on, and rows of documents that are held out, masked alike in every evaluation."""
+    special_tokens = SpecialTokens.of(tokenizer)
+    held_out = store.held_out(data.validation_share)
+    packings = []
+    for chosen in (~held_out, held_out):
+        starts, lengths = cut_documents(store.document_starts, data.row_length - len(special_tokens), documents=chosen)
+        packings.append(pack(starts, lengths, data.row_length, len(special_tokens), seed))
+    schedule = MaskingSchedule(objective.masking_rate, objective.final_masking_rate)
+    shares = objective.mask_share, objective.random_share
+    masked = MaskedTokens(tokenizer, schedule, *shares)
+    training = MaskedOrCausal(masked, objective.causal_share) if objective.causal_share else masked
+    rate = objective.final_masking_rate
+    validation = MaskedTokens(tokenizer, MaskingSchedule(rate, rate), *shares)
+    return (
+        PackedRows(store.tokens, packings[0], special_tokens, training, seed),
+        PackedRows(store.tokens, packings[1], special_tokens, validation, seed),
+    )
+
+
+def main() -> None:
+    data, objective, model_options, shape, options = parse_recipe(
+        (DataArguments, ObjectiveArguments, ModelArguments, ScratchArguments, PretrainingArguments),
+        DEFAULT_RECIPE,
+        __doc__,
+    )
+    logging.basicConfig(
+        format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=options.get_process_log_level()
+    )
+    transformers.utils.logging.set_verbosity(options.get_process_log_level())
+    set_seed(options.seed)
+    main_process = options.process_index == 0
+
+    with one_line_errors(), options.main_process_first(desc="preparing the data"):
+        folder = Path(options.output_dir)
+        corpus = Corpus(
+            resolve_location(data.dataset),
+            data.dataset_config,
+            data.dataset_split,
+            text_column=data.text_column,
+            document_separator=data.document_separator,
+            on_bad_text=data.on_bad_text,
+        )
+        arguments = {
+            name: value
+            for part in (data, objective, model_options, shape)
+            for name, value in dataclasses.asdict(part).items()
+        } | options.to_dict()
+        tokenizer = make_tokenizer(corpus, data, model_options, shape)
+        store = TokenStore.build(
+            corpus, tokenizer, cache_dir=data.cache_dir, max_documents=data.max_documents, show_progress=main_process
+        )
+        train_rows, validation_rows = make_rows(store, tokenizer, data, objective, options.seed)
+        model = make_model(tokenizer, model_options, shape, data.row_length)
+        record = RunRecord(
+            task="fill-mask",
+            arguments=arguments,
+            data={
+                "name": data.dataset,
+                "fingerprint": store.facts["fingerprint"],
+                "documents": store.facts["documents"],
+                "tokens": store.facts["tokens"],
+                "skipped": store.facts["skipped"],
+                "rows": {"train": len(train_rows), "validation": len(validation_rows)},
+                "padding": train_rows.packing.padding,
+            },
+            model=describe_model(model, model_options.model),
+            machine=describe_machine(options.device),
+        )
+        checkpoint = claim_output_folder(
+            folder,
+            record,
+            ignore=result_neutral_options(list(arguments)),
+            overwrite=options.overwrite and main_process,
+            write=main_process,
+        )
+
+    rows_per_step = options.train_batch_size * options.gradient_accumulation_steps * options.world_size
+    clock = None if options.max_minutes is None else BudgetClock(options.max_minutes)
+    if clock is not None:
+        options.max_steps = ENDLESS
+    elif options.max_steps < 0:
+        options.max_steps = max(1, round(options.num_train_epochs * len(train_rows) / rows_per_step))
+    train_rows.num_items = options.max_steps * rows_per_step
+    mean_rate = (objective.masking_rate + objective.final_masking_rate) / 2
+    labelled = (1 - objective.causal_share) * mean_rate + objective.causal_share
+    flops_per_step = pretraining_step(model.config, rows_per_step, data.row_length, labelled)
+    dtype = torch.bfloat16 if options.bf16 else torch.float16 if options.fp16 else torch.float32
+    termination = SaveOnTermination()
+    trainer = PretrainingTrainer(
+        model=model,
+        args=options,
+        train_dataset=train_rows,
+        eval_dataset=validation_rows,
+        data_collator=collate_rows,
+        processing_class=tokenizer,
+        compute_metrics=masked_token_compute_metrics,
+        preprocess_logits_for_metrics=masked_token_predictions,
+        callbacks=[termination],
+        clock=clock,
+        flops_per_step=flops_per_step,
+        tokens_per_step=rows_per_step * data.row_length,
+        padding=train_rows.packing.padding,
+        peak_flops=options.world_size * matmul_flops_per_second(options.device, dtype),
+    )
+    print(
+        f"{store.facts['documents']:,} documents, {store.facts['tokens']:,} tokens, {len(train_rows):,} rows of "
+        f"{data.row_length} ({train_rows.packing.padding:.2%} padding); {model.num_parameters():,} parameters"
+    )
+    try:
+        result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted at step {trainer.state.global_step}: the same command goes on from the last checkpoint")
+    except FloatingPointError as error:
+        sys.exit(f"error: {error}")
+    if termination.stopped:
+        sys.exit(f"stopped at step {trainer.state.global_step}: the same command goes on from there")
+
+    validation = trainer.evaluate()
+    steps = trainer.state.global_step
+    tokens = steps * rows_per_step * data.row_length
+    record.scores = {"validation": {name: validation[f"eval_{name}"] for name in ("loss", "masked_accuracy")}}
+    record.training |= {
+        "steps": steps,
+        "epochs": steps * rows_per_step / len(train_rows),
+        "examples": steps * rows_per_step,
+        "tokens": round(tokens * (1 - train_rows.packing.padding)),
+        "seconds": result.metrics["train_runtime"],
+        "flops": steps * flops_per_step,
+        "skipped_steps": trainer.skipped_steps,
+        "seed": options.seed,
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+    if not main_process:
+        return
+    save_model_folder(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder)
+    plot_loss_curve(trainer.state.log_history, folder / "loss.png")
+    record.status = "finished"
+    record.write(folder / RUN_RECORD)
+    if not options.keep_checkpoints:
+        for path in list_checkpoints(folder):
+            shutil.rmtree(path)
+    print(
+        f"\nvalidation loss {validation['eval_loss']:.4f}, masked accuracy {validation['eval_masked_accuracy']:.4f}\n"
+        f"the model is in {folder}: python training/classify.py --model {folder} --dataset ..."
+    )
+
+
+if __name__ == "__main__":
+    main()
