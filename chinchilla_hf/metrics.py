@@ -20,7 +20,6 @@ from sklearn import metrics as sklearn_metrics
 from .run_record import write_atomically
 
 if TYPE_CHECKING:
-    import torch
     from matplotlib.figure import Figure
     from transformers import EvalPrediction
 
@@ -196,15 +195,17 @@ def classification_compute_metrics(problem_type: str) -> "Callable[[EvalPredicti
     return compute_metrics
 
 
-def masked_token_predictions(logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
+def token_predictions(logits: Any, labels: Any) -> Any:
     """
-    `preprocess_logits_for_metrics` of a Trainer that trains masked tokens: the most likely token where there is a
-    label, and -100 elsewhere, so that an evaluation keeps `(batch, length)` numbers and not a score for every token.
+    `preprocess_logits_for_metrics` of a Trainer that pretrains: the most likely token or class where there is a label,
+    and -100 elsewhere, so that an evaluation keeps `(batch, length)` numbers and not a score for every token there is.
 
     Args:
-        logits: `(labelled positions, vocab_size)`, or `(batch, length, vocab_size)` without `config.sparse_prediction`.
-        labels: `(batch, length)`, -100 where there is nothing to predict.
+        logits: `(labelled positions, classes)`, or `(batch, length, classes)`; or a tuple of such, one an objective.
+        labels: `(batch, length)`, -100 where there is nothing to predict; or a tuple of such.
     """
+    if isinstance(labels, tuple):
+        return tuple(token_predictions(*pair) for pair in zip(logits, labels, strict=True))
     labelled = labels != -100
     if logits.ndim == 3:
         logits = logits[labelled]
@@ -213,11 +214,23 @@ def masked_token_predictions(logits: "torch.Tensor", labels: "torch.Tensor") -> 
     return predictions
 
 
-def masked_token_compute_metrics(prediction: "EvalPrediction") -> dict[str, float]:
-    """`compute_metrics` beside [`masked_token_predictions`]: the share of the labelled tokens that is predicted."""
-    labels = np.asarray(prediction.label_ids)
-    labelled = labels != -100
-    return {"masked_accuracy": float((np.asarray(prediction.predictions)[labelled] == labels[labelled]).mean())}
+def pretraining_compute_metrics(prediction: "EvalPrediction") -> dict[str, float]:
+    """
+    `compute_metrics` beside [`token_predictions`]: the share of the labels that is predicted, as `masked_accuracy` and,
+    where that is an objective, `next_sentence_accuracy`.
+    """
+    labels, predictions = (
+        part if isinstance(part, tuple) else (part,) for part in (prediction.label_ids, prediction.predictions)
+    )
+    return {
+        name: float((predicted[label != -100] == label[label != -100]).mean())
+        for name, label, predicted in zip(
+            ("masked_accuracy", "next_sentence_accuracy"),
+            map(np.asarray, labels),
+            map(np.asarray, predictions),
+            strict=False,
+        )
+    }
 
 
 def confidence_interval(accuracy: float, rows: int, confidence_level: float = 0.95) -> tuple[float, float]:

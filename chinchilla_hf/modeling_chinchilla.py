@@ -107,8 +107,8 @@ class ChinchillaPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # A checkpoint of another head may hold a pooler that this head has no use for.
-    _keys_to_ignore_on_load_unexpected = [r"pooler\."]
+    # A checkpoint of another head may hold a pooler and a next-sentence head that this one has no use for.
+    _keys_to_ignore_on_load_unexpected = [r"pooler\.", r"seq_relationship\."]
     _can_record_outputs = {"hidden_states": ChinchillaLayer, "attentions": ChinchillaAttention}
 
     @classmethod
@@ -336,13 +336,25 @@ class ChinchillaForPreTraining(ChinchillaPreTrainedModel):
         r"""
         labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
             Ids of the tokens to predict; positions with -100 count for nothing.
-        next_sentence_label (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            0 where the second sentence follows the first, 1 where it is random. Only with `labels`.
+        next_sentence_label (`torch.LongTensor`, `(batch_size,)` or `(batch_size, sequence_length)`, *optional*):
+            0 where the second sentence follows the first, 1 where it is random. Only with `labels`. In rows of several
+            packed pairs the label stands at the first token of its pair, and -100 elsewhere;
+            `seq_relationship_logits` are then `(pairs, 2)`, in the order of the pairs.
         """
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         num_items = kwargs.get("num_items_in_batch")
         prediction_logits, loss = predict_tokens(self, outputs.last_hidden_state, labels, num_items)
-        seq_relationship_logits = self.seq_relationship(outputs.pooler_output)
+        pooled = outputs.pooler_output
+        if next_sentence_label is not None and next_sentence_label.dim() == 2:
+            if self.config.pooling != "cls":
+                raise ValueError(
+                    f"pooling is {self.config.pooling!r}, but packed pairs are told apart by their first token: set "
+                    "pooling='cls', or give one pair a row"
+                )
+            labelled = next_sentence_label != -100
+            next_sentence_label = next_sentence_label[labelled]
+            pooled = self.model.pooler(outputs.last_hidden_state[labelled].unsqueeze(1))  # (pairs, 1, hidden_size)
+        seq_relationship_logits = self.seq_relationship(pooled)
         if labels is None or next_sentence_label is None:
             loss = None
         else:

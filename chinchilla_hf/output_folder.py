@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Collection
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -132,12 +133,23 @@ def _damage(checkpoint: Path) -> str | None:
     return None
 
 
-def save_model_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+def save_model_folder(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    state_dict: dict[str, torch.Tensor] | None = None,
+) -> None:
     """
     Save model, code files and tokenizer in `folder`, which may hold an older model.
 
     Everything is written beside the final names and renamed at the end, the weights last: a process that is killed
     leaves the old model, none that loads, or the new one, but never a half.
+
+    Args:
+        model: what to save.
+        tokenizer: beside it.
+        folder: made if it is not there.
+        state_dict: the weights, where `model` holds only a part of them: `accelerator.get_state_dict` under FSDP.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,7 +157,7 @@ def save_model_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         shutil.rmtree(abandoned, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder))
     try:
-        model.save_pretrained(staging)
+        model.save_pretrained(staging, state_dict=state_dict)
         tokenizer.save_pretrained(staging)
         files = sorted(staging.iterdir(), key=lambda path: (bool(_WEIGHTS.fullmatch(path.name)), path.name))
         for path in files:

@@ -48,9 +48,12 @@ def parse_recipe(
         recipe = default_recipe
     if recipe is not None:
         _read_recipe(recipe, dataclass_types, parser)
-    *instances, unknown = parser.parse_args_into_dataclasses(
-        arguments, return_remaining_strings=True, look_for_args_file=False
-    )
+    try:
+        *instances, unknown = parser.parse_args_into_dataclasses(
+            arguments, return_remaining_strings=True, look_for_args_file=False
+        )
+    except ValueError as error:  # a dataclass refuses its values
+        parser.error(str(error))
     if unknown:
         parser.error(f"unknown: {' '.join(unknown)}. A recipe stands first; --help and --help_all list the options")
     return tuple(instances[: len(dataclass_types)])

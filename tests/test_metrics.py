@@ -7,6 +7,7 @@ import matplotlib
 import matplotlib.image
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import f1_score
 from transformers import EvalPrediction
 
@@ -16,7 +17,10 @@ from chinchilla_hf.metrics import (
     classification_compute_metrics,
     confidence_interval,
     plot_confusion_matrix,
+    plot_loss_curve,
+    pretraining_compute_metrics,
     text_metrics,
+    token_predictions,
 )
 
 
@@ -249,3 +253,35 @@ def test_confusion_matrix_refuses_ids_without_a_name(tmp_path, references, predi
     with pytest.raises(ValueError, match=message):
         plot_confusion_matrix(references, predictions, ["a", "b"], tmp_path / "matrix.png")
     assert os.listdir(tmp_path) == []
+
+
+# Masked tokens
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_masked_token_predictions_keep_the_place_of_the_labels(sparse):
+    labels = torch.tensor([[-100, 3, -100], [1, -100, 2]])
+    logits = torch.zeros(2, 3, 5)
+    logits[0, 1, 3] = logits[1, 0, 4] = logits[1, 2, 2] = 1.0
+    predictions = token_predictions(logits[labels != -100] if sparse else logits, labels)
+    assert predictions.tolist() == [[-100, 3, -100], [4, -100, 2]]
+    prediction = EvalPrediction(predictions=predictions.numpy(), label_ids=labels.numpy())
+    assert pretraining_compute_metrics(prediction) == {"masked_accuracy": pytest.approx(2 / 3)}
+
+
+def test_two_objectives_have_an_accuracy_each():
+    labels = torch.tensor([[-100, 3], [1, -100]]), torch.tensor([[0, -100], [1, -100]])
+    logits = torch.eye(5)[[3, 1]], torch.eye(2)[[1, 1]]
+    predictions = token_predictions(logits, labels)
+    assert [part.tolist() for part in predictions] == [[[-100, 3], [1, -100]], [[1, -100], [1, -100]]]
+    prediction = EvalPrediction(tuple(part.numpy() for part in predictions), tuple(part.numpy() for part in labels))
+    assert pretraining_compute_metrics(prediction) == {"masked_accuracy": 1.0, "next_sentence_accuracy": 0.5}
+
+
+def test_the_loss_curve_is_drawn_and_written_whole(tmp_path):
+    history = [{"step": i, "loss": 5 / i} for i in range(1, 9)] + [{"step": 8, "eval_loss": 0.7}, {"step": 8, "x": 1}]
+    plot_loss_curve(history, tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
+    with pytest.raises(ValueError, match="holds no loss"):
+        plot_loss_curve([{"step": 1, "eval_accuracy": 0.5}], tmp_path / "other.png")

@@ -359,6 +359,34 @@ def test_resizing_the_vocabulary_keeps_head_and_embeddings_tied(tiny_config):
     torch.testing.assert_close(after[..., :100], before)
 
 
+@pytest.mark.parametrize("head", [ChinchillaForMaskedLM, ChinchillaForPreTraining])
+def test_sparse_prediction_works_at_the_labelled_positions_alone(head, tiny_config):
+    sparse = head(tiny_config)
+    whole = copy.deepcopy(sparse)
+    whole.config.sparse_prediction = False
+    inputs = make_labelled_inputs(head)
+    inputs["labels"][:, ::2] = -100
+    few, all_ = sparse(**inputs), whole(**inputs)
+    labelled = inputs["labels"] != -100
+    torch.testing.assert_close(logits_of(few), logits_of(all_)[labelled])
+    torch.testing.assert_close(few.loss, all_.loss)
+    few.loss.backward()
+    all_.loss.backward()
+    gradients = dict(whole.named_parameters())
+    for name, parameter in sparse.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name].grad, msg=name)
+    without = {name: value for name, value in inputs.items() if "label" not in name}
+    assert logits_of(sparse(**without)).shape == (*labelled.shape, tiny_config.vocab_size)
+
+
+def test_a_batch_without_a_labelled_position_has_no_loss(tiny_config):
+    model = ChinchillaForMaskedLM(tiny_config)
+    outputs = model(torch.randint(5, 100, (2, 8)), labels=torch.full((2, 8), -100))
+    outputs.loss.backward()
+    assert outputs.loss == 0 and outputs.logits.shape == (0, tiny_config.vocab_size)
+    assert not any(parameter.grad.any() for parameter in model.parameters() if parameter.grad is not None)
+
+
 def test_untied_head_has_its_own_matrix(tmp_path):
     model = ChinchillaForMaskedLM(make_tiny_config(tie_word_embeddings=False))
     assert model.lm_head.weight is not model.model.embeddings.embed_tokens.weight

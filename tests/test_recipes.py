@@ -278,34 +278,39 @@ def test_help_all_tells_trainers_own_options_as_well(default_recipe, capsys):
 # The recipes of this repository
 
 
-@pytest.fixture(scope="module")
-def classify() -> ModuleType:
-    """The script `training/classify.py`, which is in no package."""
-    spec = importlib.util.spec_from_file_location("classify_script", TRAINING / "classify.py")
+def load_script(name: str, monkeypatch) -> ModuleType:
+    """The script `training/<name>.py`, which is in no package."""
+    spec = importlib.util.spec_from_file_location(f"{name}_script", TRAINING / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # the annotations of its dataclasses are looked up there
-    try:
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        del sys.modules[spec.name]
+    monkeypatch.setitem(sys.modules, spec.name, module)  # the annotations of its dataclasses are looked up there
+    spec.loader.exec_module(module)
+    return module
 
 
-@pytest.mark.parametrize("recipe", sorted(TRAINING.glob("recipes/*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_here_fills_the_options_of_the_script(classify, recipe):
-    written = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+RECIPES = {"classify": ["tweet_sentiment", "clinc150"], "pretrain": ["encoder"]}
+
+
+def test_every_recipe_here_is_of_a_script():
+    names = [name for recipes in RECIPES.values() for name in recipes]
+    assert sorted(names) == sorted(path.stem for path in TRAINING.glob("recipes/*.yaml"))
+
+
+@pytest.mark.parametrize(("script", "recipe"), [(script, name) for script in RECIPES for name in RECIPES[script]])
+def test_every_recipe_here_fills_the_options_of_its_script(monkeypatch, script, recipe):
+    module, path = load_script(script, monkeypatch), TRAINING / "recipes" / f"{recipe}.yaml"
+    written = yaml.safe_load(path.read_text(encoding="utf-8"))
     # Data that may not be in a package are named on the command line.
     options = [] if "dataset" in written else ["--dataset", "my.json"]
-    types = (classify.DataArguments, classify.ModelArguments, classify.ScratchArguments, classify.RunArguments)
-    instances = parse_recipe(types, classify.DEFAULT_RECIPE, classify.__doc__, [str(recipe), *options])
+    instances = parse_recipe(module.OPTIONS, module.DEFAULT_RECIPE, module.__doc__, [str(path), *options])
     values = {name: value for instance in instances for name, value in dataclasses.asdict(instance).items()}
     for name, value in written.items():
         # YAML reads 1e-4 as text.
         assert values[name] == (float(value) if isinstance(values[name], float) else value), name
 
 
-def test_the_default_recipe_of_the_script_is_one_of_them(classify):
-    assert classify.DEFAULT_RECIPE in TRAINING.glob("recipes/*.yaml")
+@pytest.mark.parametrize("script", RECIPES)
+def test_the_default_recipe_of_a_script_is_one_of_its_own(monkeypatch, script):
+    assert load_script(script, monkeypatch).DEFAULT_RECIPE.stem in RECIPES[script]
 
 
 # Locations in packages

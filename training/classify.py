@@ -177,6 +177,9 @@ class RunArguments(FineTuningArguments):
     language: str | None = field(default=None, metadata={"help": "Language code for the model card, such as en."})
 
 
+OPTIONS = (DataArguments, ModelArguments, ScratchArguments, RunArguments)
+
+
 def load(options: DataArguments) -> LabelledData:
     arguments = dataclasses.asdict(options)
     dataset, seed = resolve_location(arguments.pop("dataset")), arguments.pop("split_seed")
@@ -307,9 +310,7 @@ def report(scores: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    data_options, model_options, shape, options = parse_recipe(
-        (DataArguments, ModelArguments, ScratchArguments, RunArguments), DEFAULT_RECIPE, __doc__
-    )
+    data_options, model_options, shape, options = parse_recipe(OPTIONS, DEFAULT_RECIPE, __doc__)
     logging.basicConfig(
         format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=options.get_process_log_level()
     )

@@ -22,14 +22,20 @@ import torch
 import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, set_seed
 
-from chinchilla_hf import ChinchillaConfig, ChinchillaForMaskedLM
+from chinchilla_hf import (
+    ChinchillaConfig,
+    ChinchillaForMaskedLM,
+    ChinchillaForPreTraining,
+    ChinchillaPreTrainedModel,
+)
 from chinchilla_hf.callbacks import BudgetClock, SaveOnTermination
 from chinchilla_hf.conversion import load_or_convert
 from chinchilla_hf.data.corpora import Corpus
 from chinchilla_hf.data.objectives import MaskedOrCausal, MaskedTokens, MaskingSchedule
 from chinchilla_hf.data.packing import PackedRows, SpecialTokens, collate_rows, cut_documents, pack
+from chinchilla_hf.data.sentence_pairs import SentencePairRows, find_pairs
 from chinchilla_hf.data.token_store import TokenStore, tokenizer_of_corpus
-from chinchilla_hf.metrics import masked_token_compute_metrics, masked_token_predictions, plot_loss_curve
+from chinchilla_hf.metrics import plot_loss_curve, pretraining_compute_metrics, token_predictions
 from chinchilla_hf.output_folder import RUN_RECORD, claim_output_folder, list_checkpoints, save_model_folder
 from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
 from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, peak_memory_bytes
@@ -85,6 +91,9 @@ class ObjectiveArguments:
     final_masking_rate: float = field(default=0.15, metadata={"help": "The share at the end; in a line between."})
     mask_share: float = field(default=0.8, metadata={"help": "Of the tokens to predict, become the mask token."})
     random_share: float = field(default=0.1, metadata={"help": "Of the tokens to predict, become a random token."})
+    next_sentence: bool = field(
+        default=False, metadata={"help": "Also tell whether the second half of a text belongs to the first."}
+    )
     causal_share: float = field(
         default=0.0, metadata={"help": "Share of the rows that predict the next token instead."}
     )
@@ -129,6 +138,9 @@ class ScratchArguments:
     )
 
 
+OPTIONS = (DataArguments, ObjectiveArguments, ModelArguments, ScratchArguments, PretrainingArguments)
+
+
 def make_tokenizer(
     corpus: Corpus, data: DataArguments, options: ModelArguments, shape: ScratchArguments
 ) -> PreTrainedTokenizerFast:
@@ -145,15 +157,20 @@ def make_tokenizer(
 
 
 def make_model(
-    tokenizer: PreTrainedTokenizerFast, options: ModelArguments, shape: ScratchArguments, row_length: int
-) -> ChinchillaForMaskedLM:
+    tokenizer: PreTrainedTokenizerFast,
+    options: ModelArguments,
+    shape: ScratchArguments,
+    row_length: int,
+    next_sentence: bool,
+) -> ChinchillaPreTrainedModel:
+    model_class = ChinchillaForPreTraining if next_sentence else ChinchillaForMaskedLM
     if options.model:
-        model = load_or_convert(resolve_location(options.model), ChinchillaForMaskedLM).float()
+        model = load_or_convert(resolve_location(options.model), model_class).float()
     else:
         fields = dataclasses.asdict(shape)
         fields = {name: value for name, value in fields.items() if not name.startswith("tokenizer_")}
         fields |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-        model = ChinchillaForMaskedLM(ChinchillaConfig(**fields))
+        model = model_class(ChinchillaConfig(**fields))
     if len(tokenizer) > model.config.vocab_size:
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} tokens, but the model only {model.config.vocab_size}: pass the "
@@ -173,16 +190,31 @@ def make_rows(
     """Rows to train on, and rows of documents that are held out, masked alike in every evaluation."""
     special_tokens = SpecialTokens.of(tokenizer)
     held_out = store.held_out(data.validation_share)
+    if not 0 < held_out.sum() < len(store):
+        raise ValueError(
+            f"--validation_share is {data.validation_share}, which leaves {held_out.sum()} of {len(store)} documents "
+            "for validation and the others for training (equal texts stay together): change it, or give more documents"
+        )
+    shares = objective.mask_share, objective.random_share
+    masked = MaskedTokens(tokenizer, MaskingSchedule(objective.masking_rate, objective.final_masking_rate), *shares)
+    rate = objective.final_masking_rate
+    validation = MaskedTokens(tokenizer, MaskingSchedule(rate, rate), *shares)
+    if objective.next_sentence:
+        if objective.causal_share:
+            raise ValueError("--causal_share cannot go with --next_sentence: leave out one of the two")
+        max_length = data.row_length - len(special_tokens) - len(special_tokens.after)
+        train_rows, validation_rows = (
+            SentencePairRows(
+                store.tokens, find_pairs(store, max_length, chosen), data.row_length, special_tokens, learned, seed
+            )
+            for chosen, learned in ((~held_out, masked), (held_out, validation))
+        )
+        return train_rows, validation_rows
     packings = []
     for chosen in (~held_out, held_out):
         starts, lengths = cut_documents(store.document_starts, data.row_length - len(special_tokens), documents=chosen)
         packings.append(pack(starts, lengths, data.row_length, len(special_tokens), seed))
-    schedule = MaskingSchedule(objective.masking_rate, objective.final_masking_rate)
-    shares = objective.mask_share, objective.random_share
-    masked = MaskedTokens(tokenizer, schedule, *shares)
     training = MaskedOrCausal(masked, objective.causal_share) if objective.causal_share else masked
-    rate = objective.final_masking_rate
-    validation = MaskedTokens(tokenizer, MaskingSchedule(rate, rate), *shares)
     return (
         PackedRows(store.tokens, packings[0], special_tokens, training, seed),
         PackedRows(store.tokens, packings[1], special_tokens, validation, seed),
@@ -190,11 +222,7 @@ def make_rows(
 
 
 def main() -> None:
-    data, objective, model_options, shape, options = parse_recipe(
-        (DataArguments, ObjectiveArguments, ModelArguments, ScratchArguments, PretrainingArguments),
-        DEFAULT_RECIPE,
-        __doc__,
-    )
+    data, objective, model_options, shape, options = parse_recipe(OPTIONS, DEFAULT_RECIPE, __doc__)
     logging.basicConfig(
         format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=options.get_process_log_level()
     )
@@ -217,12 +245,20 @@ def main() -> None:
             for part in (data, objective, model_options, shape)
             for name, value in dataclasses.asdict(part).items()
         } | options.to_dict()
+        # What matters is the number of rows in a step, not how they are spread over devices and batches.
+        rows_per_step = options.train_batch_size * options.gradient_accumulation_steps * options.world_size
+        arguments["rows_per_step"] = rows_per_step
         tokenizer = make_tokenizer(corpus, data, model_options, shape)
+        model = make_model(tokenizer, model_options, shape, data.row_length, objective.next_sentence)
         store = TokenStore.build(
-            corpus, tokenizer, cache_dir=data.cache_dir, max_documents=data.max_documents, show_progress=main_process
+            corpus,
+            tokenizer,
+            sentences=objective.next_sentence,
+            cache_dir=data.cache_dir,
+            max_documents=data.max_documents,
+            show_progress=main_process,
         )
         train_rows, validation_rows = make_rows(store, tokenizer, data, objective, options.seed)
-        model = make_model(tokenizer, model_options, shape, data.row_length)
         record = RunRecord(
             task="fill-mask",
             arguments=arguments,
@@ -241,12 +277,12 @@ def main() -> None:
         checkpoint = claim_output_folder(
             folder,
             record,
-            ignore=result_neutral_options(list(arguments)),
+            ignore=result_neutral_options(list(arguments))
+            | {"per_device_train_batch_size", "gradient_accumulation_steps", "cache_dir"},
             overwrite=options.overwrite and main_process,
             write=main_process,
         )
 
-    rows_per_step = options.train_batch_size * options.gradient_accumulation_steps * options.world_size
     clock = None if options.max_minutes is None else BudgetClock(options.max_minutes)
     if clock is not None:
         options.max_steps = ENDLESS
@@ -265,8 +301,8 @@ def main() -> None:
         eval_dataset=validation_rows,
         data_collator=collate_rows,
         processing_class=tokenizer,
-        compute_metrics=masked_token_compute_metrics,
-        preprocess_logits_for_metrics=masked_token_predictions,
+        compute_metrics=pretraining_compute_metrics,
+        preprocess_logits_for_metrics=token_predictions,
         callbacks=[termination],
         clock=clock,
         flops_per_step=flops_per_step,
@@ -290,7 +326,8 @@ def main() -> None:
     validation = trainer.evaluate()
     steps = trainer.state.global_step
     tokens = steps * rows_per_step * data.row_length
-    record.scores = {"validation": {name: validation[f"eval_{name}"] for name in ("loss", "masked_accuracy")}}
+    names = ("loss", "masked_accuracy", *(["next_sentence_accuracy"] if objective.next_sentence else []))
+    record.scores = {"validation": {name: validation[f"eval_{name}"] for name in names}}
     record.training |= {
         "steps": steps,
         "epochs": steps * rows_per_step / len(train_rows),
@@ -302,9 +339,10 @@ def main() -> None:
         "seed": options.seed,
         "peak_memory_bytes": peak_memory_bytes(),
     }
+    state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all processes have a part in it
     if not main_process:
         return
-    save_model_folder(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder)
+    save_model_folder(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder, state_dict)
     plot_loss_curve(trainer.state.log_history, folder / "loss.png")
     record.status = "finished"
     record.write(folder / RUN_RECORD)

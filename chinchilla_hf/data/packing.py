@@ -236,36 +236,48 @@ class PackedRows(Dataset):
         return self.num_items
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        number, rng, progress = self._draw(index)
+        return self.objective(self.row(number), rng, progress)
+
+    def _draw(self, index: int) -> tuple[int, np.random.Generator, float]:
+        """Of item `index`: the number of its row, its random generator, and the share of the run that is done."""
         if not 0 <= index < self.num_items:
             raise IndexError(index)
         epoch, place = divmod(index, len(self.packing))
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, np.random.default_rng((self.seed, 1, epoch)).permutation(len(self.packing))
-        row = self.row(int(self._order[1][place]))
         progress = index / self.num_items if self.progress is None else self.progress
-        return self.objective(row, np.random.default_rng((self.seed, 2, index)), progress)
+        return int(self._order[1][place]), np.random.default_rng((self.seed, 2, index)), progress
 
     def row(self, number: int) -> Row:
         """Row `number` of the packing, as it is before the objective."""
-        packing, special = self.packing, self.special_tokens
-        input_ids = np.full(packing.row_length, special.padding, dtype=np.int64)
-        position_ids = np.empty(packing.row_length, dtype=np.int64)
-        documents = np.full(packing.row_length, -1, dtype=np.int64)
-        is_text = np.zeros(packing.row_length, dtype=bool)
-        end = 0
-        pieces = range(packing.row_starts[number], packing.row_starts[number + 1])
-        for document, piece in enumerate(pieces):
-            begin, length = end, int(packing.lengths[piece])
-            first, start = begin + len(special.before), packing.starts[piece]
-            end = begin + length + len(special)
-            input_ids[begin:first] = special.before
-            input_ids[first : first + length] = self.tokens[start : start + length]
-            input_ids[first + length : end] = special.after
-            position_ids[begin:end] = np.arange(end - begin)
-            documents[begin:end] = document
-            is_text[first : first + length] = True
-        position_ids[end:] = np.arange(packing.row_length - end)  # so padding is a document of its own
-        return Row(input_ids, position_ids, documents, is_text)
+        pieces = slice(self.packing.row_starts[number], self.packing.row_starts[number + 1])
+        starts, lengths = self.packing.starts[pieces], self.packing.lengths[pieces]
+        return assemble_row(self.tokens, starts, lengths, self.special_tokens, self.packing.row_length)
+
+
+def assemble_row(
+    tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray, special_tokens: SpecialTokens, row_length: int
+) -> Row:
+    """The pieces of `tokens` that begin at `starts` and have `lengths` tokens, one after the other, then padding."""
+    num_before, num_after = len(special_tokens.before), len(special_tokens.after)
+    input_ids = np.full(row_length, special_tokens.padding, dtype=np.int64)
+    position_ids = np.empty(row_length, dtype=np.int64)
+    documents = np.full(row_length, -1, dtype=np.int64)
+    is_text = np.zeros(row_length, dtype=bool)
+    end = 0
+    for document, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):
+        begin = end
+        first, last = begin + num_before, begin + num_before + length
+        end = last + num_after
+        input_ids[begin:first] = special_tokens.before
+        input_ids[first:last] = tokens[start : start + length]
+        input_ids[last:end] = special_tokens.after
+        position_ids[begin:end] = np.arange(end - begin)
+        documents[begin:end] = document
+        is_text[first:last] = True
+    position_ids[end:] = np.arange(row_length - end)  # so padding is a document of its own
+    return Row(input_ids, position_ids, documents, is_text)
 
 
 def collate_rows(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:

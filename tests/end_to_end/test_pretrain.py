@@ -1,0 +1,274 @@
+"""`training/pretrain.py` as its users run it: by steps, by time, interrupted, on two processes, and with bad input."""
+
+import functools
+import importlib.util
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, pipeline
+
+from chinchilla_hf import ChinchillaConfig, ChinchillaForMaskedLM, train_tokenizer
+
+SCRIPT = Path(__file__).parents[2] / "training" / "pretrain.py"
+TINY = {
+    "vocab_size": 200,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "row_length": 32,
+    "per_device_train_batch_size": 8,
+    "logging_steps": 5,
+    "eval_steps": 20,
+    "save_steps": 5,
+    "validation_share": 0.1,
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+SUBJECTS, VERBS = ["the cat", "a dog", "my aunt"], ["sees", "likes", "finds"]
+OBJECTS = ["a tree", "the house", "fish"]
+
+
+def words(options: dict[str, object]) -> list[str]:
+    return [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """Documents of one to six sentences of a small grammar."""
+    rng = random.Random(0)
+    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    with open(path, "w") as file:
+        for number in range(400):
+            sentences = [
+                f"{rng.choice(SUBJECTS)} {rng.choice(VERBS)} {rng.choice(OBJECTS)} ." for _ in range(rng.randint(1, 6))
+            ]
+            file.write(json.dumps({"text": f"{number} " + " ".join(sentences)}) + "\n")
+    return path
+
+
+@pytest.fixture
+def pretrain(monkeypatch, capsys, tmp_path):
+    """Run the script in this process; what it printed."""
+
+    def run(**options: object) -> str:
+        spec = importlib.util.spec_from_file_location("pretrain", SCRIPT)
+        script = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "pretrain", script)
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words({"cache_dir": tmp_path / "cache"} | options)])
+        spec.loader.exec_module(script)
+        script.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def read_record(folder: Path) -> dict:
+    return json.loads((folder / "run.json").read_text())
+
+
+def test_by_steps(pretrain, corpus, tmp_path):
+    out = tmp_path / "out"
+    printed = pretrain(dataset=corpus, **TINY, max_steps=400, learning_rate=1e-2, output_dir=out)
+    record = read_record(out)
+    assert record["status"] == "finished" and record["training"]["steps"] == 400
+    assert record["data"]["documents"] == 400 and record["data"]["padding"] < 0.1
+    assert record["scores"]["validation"]["masked_accuracy"] > 0.3  # two of three words of a phrase are free
+    assert f"{record['scores']['validation']['loss']:.4f}" in printed
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(out.glob("checkpoint-*"))
+    fill = pipeline("fill-mask", str(out))
+    assert fill("the [MASK] sees a tree .")[0]["token_str"] in {"cat", "house"}
+
+
+def test_with_next_sentences(pretrain, corpus, tmp_path):
+    pretrain(dataset=corpus, **TINY, next_sentence=True, max_steps=20, output_dir=tmp_path / "out")
+    scores = read_record(tmp_path / "out")["scores"]["validation"]
+    assert 0 <= scores["next_sentence_accuracy"] <= 1 and scores["masked_accuracy"] > 0
+    assert "seq_relationship.weight" in load_file(tmp_path / "out" / "model.safetensors")
+    with pytest.raises(SystemExit, match="error: --causal_share cannot go with --next_sentence"):
+        pretrain(
+            dataset=corpus, **TINY, next_sentence=True, causal_share=0.5, max_steps=5, output_dir=tmp_path / "other"
+        )
+    (tmp_path / "single.txt").write_text("\n\n".join(f"sentence number {i}" for i in range(100)))
+    with pytest.raises(SystemExit, match="error: no document has two sentences"):
+        pretrain(
+            dataset=tmp_path / "single.txt", **TINY, next_sentence=True, max_steps=5, output_dir=tmp_path / "other"
+        )
+
+
+def test_by_time(pretrain, corpus, tmp_path):
+    out = tmp_path / "out"
+    start = time.monotonic()
+    pretrain(dataset=corpus, **TINY | {"save_steps": 20}, max_minutes=0.05, output_dir=out, keep_checkpoints=True)
+    record = read_record(out)
+    assert 3 <= record["training"]["seconds"] < 6 and time.monotonic() - start < 60
+    states = sorted(out.glob("checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)
+    history = json.loads(states[-1].read_text())["log_history"]
+    rates = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
+    assert max(rates) > 1.5e-3 and rates[-1] < 0.3 * max(rates)
+    assert json.loads(states[-1].read_text())["stateful_callbacks"]["BudgetClock"]["attributes"]["seconds_used"] > 1
+
+
+def test_going_on_from_a_model(pretrain, corpus, tmp_path):
+    pretrain(dataset=corpus, **TINY, max_steps=20, output_dir=tmp_path / "first")
+    shape = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+    options = {name: value for name, value in TINY.items() if name not in shape}
+    pretrain(dataset=corpus, **options, model=tmp_path / "first", max_steps=5, output_dir=tmp_path / "second")
+    record = read_record(tmp_path / "second")
+    assert record["model"]["base_model"] == str(tmp_path / "first")
+    assert type(AutoModelForMaskedLM.from_pretrained(tmp_path / "second")) is ChinchillaForMaskedLM
+
+
+# ---- Interruptions ----
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"ended early: {process.stderr.read()}"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_run_that_was_stopped_twice_ends_with_the_same_bits(pretrain, corpus, tmp_path, bf16):
+    """Killed (-9) after a checkpoint, then told to end (SIGTERM), which saves one."""
+    options = {"dataset": corpus, **TINY, "max_steps": 60, "hidden_dropout": 0.1, "bf16": bf16, "causal_share": 0.25}
+    options |= {"cache_dir": tmp_path / "cache"}
+    straight, out = tmp_path / "straight", tmp_path / "out"
+    command = [sys.executable, str(SCRIPT), *words(options | {"output_dir": out})]
+
+    def run_until(step: int, stop: signal.Signals) -> tuple[int, str]:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        wait_for(lambda: any(out.glob(f"checkpoint-{step}/trainer_state.json")), process)
+        process.send_signal(stop)
+        _, errors = process.communicate(timeout=60)
+        assert not (out / "model.safetensors").exists()
+        return process.returncode, errors
+
+    assert run_until(10, signal.SIGKILL)[0] == -signal.SIGKILL
+    code, errors = run_until(25, signal.SIGTERM)
+    assert code == 1 and "the same command goes on from there" in errors and "Traceback" not in errors
+
+    pretrain(**options, output_dir=out)
+    pretrain(**options, output_dir=straight)
+    resumed, whole = read_record(out), read_record(straight)
+    assert resumed["training"]["resumed"] == 2
+    assert resumed["scores"] == whole["scores"]
+    weights = load_file(out / "model.safetensors"), load_file(straight / "model.safetensors")
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+def test_steps_that_are_not_finite_are_skipped_and_then_stop_the_run(pretrain, corpus, tmp_path, monkeypatch):
+    forward = ChinchillaForMaskedLM.forward
+    calls = {"count": 0, "bad": {3, 4}}
+
+    @functools.wraps(forward)  # Trainer reads the signature
+    def sometimes_bad(self, *args, **kwargs):
+        outputs = forward(self, *args, **kwargs)
+        if self.training:
+            calls["count"] += 1
+            if calls["count"] in calls["bad"]:
+                outputs.loss = outputs.loss * float("nan")
+        return outputs
+
+    monkeypatch.setattr(ChinchillaForMaskedLM, "forward", sometimes_bad)
+    pretrain(dataset=corpus, **TINY, max_steps=10, output_dir=tmp_path / "out")
+    record = read_record(tmp_path / "out")
+    assert record["training"]["skipped_steps"] == 2 and record["training"]["steps"] == 10
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.isfinite(weight).all() for weight in weights.values())
+
+    calls.update(count=0, bad=set(range(5, 100)))
+    with pytest.raises(SystemExit, match=r"error: 10 steps in a row .*the last one step 13 .*begin with item 104 "):
+        pretrain(dataset=corpus, **TINY, max_steps=50, output_dir=tmp_path / "bad")
+
+
+# ---- Two processes ----
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_two_processes_take_the_steps_of_one(corpus, tmp_path, optimizer):
+    options = {"dataset": corpus, **TINY, "max_steps": 50, "logging_steps": 1, "bf16": False, "keep_checkpoints": True}
+    # Muon works in bfloat16, which blows up the rounding of sums over processes: at a high rate, the curves part.
+    options |= {"save_steps": 25, "cache_dir": tmp_path / "cache", "optimizer": optimizer, "learning_rate": 5e-4}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    losses = {}
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        share = {"per_device_train_batch_size": 8 // processes, "output_dir": out}
+        command = [*launcher, str(processes), str(SCRIPT), *words(options | share)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        result = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+        assert result.returncode == 0, result.stderr
+        state = json.loads((out / "checkpoint-50" / "trainer_state.json").read_text())
+        losses[processes] = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    assert len(losses[1]) == len(losses[2]) == 50
+    assert max(abs(a - b) for a, b in zip(losses[1], losses[2], strict=True)) < 1e-3
+
+
+# ---- Bad input ends before any training, with one line ----
+
+
+SHORT = "\n\n".join(f"text number {i}" for i in range(100))
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ("\n\n", {}, "none with any text in it"),
+        ("\n\n".join("abcdefghijklmnop"), {"validation_share": 0.5}, "no documents of two or more tokens"),
+        ("the same\n\n" * 20, {}, "--validation_share is 0.1, which leaves (0|20) of 20 documents"),
+        (b"ok\n\xff\xfe\n", {}, r"not UTF-8 at byte 3"),
+        (SHORT, {"row_length": 1000}, "--row_length is 1000, but the model has 512 positions"),
+        (SHORT, {"max_minutes": -1}, "max_minutes is -1"),
+        (SHORT, {"max_steps": 0}, "max_steps is 0"),
+        (SHORT, {"masking_rate": 0}, "masking rate .start. is 0"),
+    ],
+)
+def test_bad_input(pretrain, tmp_path, capsys, content, options, message):
+    path = tmp_path / "corpus.txt"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SystemExit) as exit_:
+        pretrain(**{"dataset": path, **TINY, "max_steps": 5, "output_dir": tmp_path / "out", **options})
+    printed = exit_.value.code if isinstance(exit_.value.code, str) else capsys.readouterr().err
+    assert re.search(f"error: .*{message}", printed) and "Traceback" not in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_that_is_larger_than_the_model(pretrain, corpus, tmp_path):
+    tokenizer = train_tokenizer(["some words"] * 4, vocab_size=60, show_progress=False)
+    ChinchillaForMaskedLM(ChinchillaConfig(vocab_size=10, hidden_size=32, num_hidden_layers=1)).save_pretrained(
+        tmp_path / "model"
+    )
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(SystemExit, match=r"error: the tokenizer has .* tokens, but the model only 10"):
+        pretrain(
+            dataset=corpus,
+            model=tmp_path / "model",
+            tokenizer=tmp_path / "tokenizer",
+            max_steps=5,
+            output_dir=tmp_path / "out",
+        )
+
+
+def test_the_folder_of_another_run_is_refused(pretrain, corpus, tmp_path):
+    pretrain(dataset=corpus, **TINY, max_steps=5, output_dir=tmp_path / "out")
+    (tmp_path / "other.txt").write_text("\n\n".join(f"text number {i}" for i in range(100)))
+    for changes, message in (
+        ({"dataset": tmp_path / "other.txt"}, "holds another run.*content has changed"),
+        ({"masking_rate": 0.4}, "masking_rate: 0.3 -> 0.4"),
+        ({}, "holds this very run, finished"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            pretrain(**{"dataset": corpus, **TINY, "max_steps": 5, "output_dir": tmp_path / "out", **changes})
