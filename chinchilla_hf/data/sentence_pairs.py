@@ -130,8 +130,7 @@ class SentencePairRows(PackedRows):
             first = self.tokens[pairs.starts[pair] : pairs.starts[pair] + pairs.first_lengths[pair]]
             begin_second = pairs.starts[lender] + pairs.first_lengths[lender]
             second = self.tokens[begin_second : begin_second + pairs.second_lengths[lender]]
-            parts = [special.before, first, special.after, second, special.after]
-            ids = np.concatenate(parts).astype(np.int64)
+            ids = np.array([*special.before, *first, *special.after, *second, *special.after], dtype=np.int64)
             begin, end = end, end + len(ids)
             in_second = len(special.before) + len(first) + len(special.after)
             input_ids[begin:end] = ids
