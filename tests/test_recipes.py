@@ -1,21 +1,18 @@
 """Options from the command line, a recipe and the defaults; locations in packages; errors in one line."""
 
 import dataclasses
-import importlib.util
 import logging
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import yaml
+from scripts import TRAINING, load_script
 
 from chinchilla_hf import ChinchillaConfig
 from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
 from chinchilla_hf.trainer import FineTuningArguments
-
-TRAINING = Path(__file__).parents[1] / "training"
 
 
 @dataclass
@@ -276,15 +273,6 @@ def test_help_all_tells_trainers_own_options_as_well(default_recipe, capsys):
 
 
 # The recipes of this repository
-
-
-def load_script(name: str, monkeypatch) -> ModuleType:
-    """The script `training/<name>.py`, which is in no package."""
-    spec = importlib.util.spec_from_file_location(f"{name}_script", TRAINING / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # the annotations of its dataclasses are looked up there
-    spec.loader.exec_module(module)
-    return module
 
 
 RECIPES = {"classify": ["tweet_sentiment", "clinc150"], "pretrain": ["encoder"]}

@@ -15,7 +15,6 @@ import hashlib
 import json
 import logging
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,33 +24,12 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Sequence as ListOf
 
+from .columns import Columns, as_number, choose_columns, described, is_text, type_name
 from .tables import SPLIT_NAMES, TableReader, choose_splits, one_table
 
 logger = logging.getLogger(__name__)
 
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
-
-# fmt: off
-# Where a name of the first line is there, those of the second do not make the choice ambiguous.
-TEXT_NAMES = (
-    ("text",),
-    ("sentence", "review", "review_text", "review_body", "content", "tweet", "comment", "comment_text", "utterance",
-     "body", "message", "document"),
-)
-LABEL_NAMES = (
-    ("label", "labels"),
-    ("sentiment", "intent", "category", "class", "target", "stars", "rating", "topic", "emotion", "emotions",
-     "polarity", "gold_label", "entailment_judgment", "relatedness_score", "similarity_score", "score"),
-)
-PAIR_NAMES = (
-    ("text", "text_pair"), ("text1", "text2"), ("text_1", "text_2"), ("text_a", "text_b"),
-    ("sentence1", "sentence2"), ("sentence_1", "sentence_2"), ("sentence_a", "sentence_b"),
-    ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"), ("question", "answer"),
-    ("question", "passage"), ("query", "passage"),
-)
-# fmt: on
-# A column of such a name holds many different strings, and yet no text.
-_NO_TEXT = re.compile(r"(^|_)(id|idx|index|uuid|guid|url|link|date|time|timestamp)s?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -126,12 +104,6 @@ class _Rows:
     def select(self, indices: Iterable[int]) -> "_Rows":
         indices = list(indices)
         return _Rows([self.texts[i] for i in indices], [self.labels[i] for i in indices])
-
-
-@dataclass(frozen=True)
-class _Columns:
-    texts: tuple[str, ...]
-    labels: tuple[str, ...]
 
 
 def load_labelled(
@@ -210,7 +182,7 @@ def load_labelled(
     for name, file in files.items():
         tables[name] = one_table(reader.read(file), name, wanted[name], file)
 
-    columns = _choose_columns(tables["train"], text_column, text_pair_column, label_column)
+    columns = choose_columns(tables["train"], text_column, text_pair_column, label_column)
     demanded = {"train", *files, *(name for name, split in wanted.items() if split is not None)}
     rows, num_missing = _clean_rows(tables, columns, demanded, label_separator)
     classes = list(class_names or _declared_classes(tables["train"], columns))
@@ -269,112 +241,11 @@ def _check_options(
         raise ValueError(f"{error}: pass an encoding that Python knows (utf-8), and strict or replace") from None
 
 
-# ---- Which columns ----
-
-
-def _choose_columns(
-    train: Dataset, text_column: str | None, text_pair_column: str | None, label_column: str | Sequence[str] | None
-) -> _Columns:
-    labels = (label_column,) if isinstance(label_column, str) else tuple(label_column or ())
-    texts = tuple(name for name in (text_column, text_pair_column) if name)
-    roles = {"text_column": [text_column], "text_pair_column": [text_pair_column], "label_column": labels}
-    for role, name in ((role, name) for role, names in roles.items() for name in names):
-        if name and name not in train.column_names:
-            raise ValueError(f"{role} is {name!r}, but the columns are {_described(train)}: choose one of them")
-    if text_pair_column and not text_column:
-        raise ValueError(f"text_pair_column is {text_pair_column!r}, but text_column is not given: pass both")
-    texts = texts or _find_texts(train, labels)
-    labels = labels or (_find_label(train, texts),)
-    if len({*texts, *labels}) < len(texts) + len(labels):
-        raise ValueError(f"the columns of text ({', '.join(texts)}) and label ({', '.join(labels)}) must be different")
-    logger.info("text: %s; label: %s; all columns: %s", " + ".join(texts), ", ".join(labels), _described(train))
-    return _Columns(texts, labels)
-
-
-def _described(table: Dataset) -> str:
-    return ", ".join(f"{name} ({_type_name(feature)})" for name, feature in table.features.items())
-
-
-def _type_name(feature: Any) -> str:
-    return str(feature.dtype).removeprefix("large_") if isinstance(feature, Value) else type(feature).__name__
-
-
-def _is_text(feature: Any) -> bool:
-    return isinstance(feature, Value) and feature.dtype in ("string", "large_string", "string_view")
-
-
-def _find_texts(train: Dataset, labels: tuple[str, ...]) -> tuple[str, ...]:
-    strings = [name for name, feature in train.features.items() if name not in labels and _is_text(feature)]
-    lower = {name.lower(): name for name in strings}
-    pairs = [(lower[first], lower[second]) for first, second in PAIR_NAMES if first in lower and second in lower]
-    candidates = [lower[name] for names in TEXT_NAMES for name in names if name in lower]
-    if len(pairs) == 1:
-        return pairs[0]
-    if not pairs and (candidates[:1] == [lower.get("text")] or len(candidates) == 1):
-        return (candidates[0],)
-    if not pairs and not candidates:
-        words = [name for name in strings if not _holds_numbers(train, name)]
-        candidates = [name for name in words if _holds_texts(train, name)] or words
-        if len(candidates) == 1:
-            return (candidates[0],)
-    raise ValueError(
-        f"cannot tell which column is the text; the columns are {_described(train)}: pass text_column (and "
-        f"text_pair_column for pairs){_delimiter_hint(train)}"
-    )
-
-
-def _holds_texts(train: Dataset, name: str) -> bool:
-    """Mostly different values, and not ids or dates."""
-    values = [value for value in train[name][:10_000] if value]
-    return not _NO_TEXT.search(name) and 2 * len(set(values)) > len(values)
-
-
-def _holds_numbers(train: Dataset, name: str) -> bool:
-    return all(_number(value) is not None for value in train[name][:10_000] if value)
-
-
-def _find_label(train: Dataset, texts: tuple[str, ...]) -> str:
-    names = [name for name in train.column_names if name not in texts]
-    for usual in LABEL_NAMES:
-        found = [name for name in names if name.lower() in usual]
-        if found:
-            break
-    else:
-        found = [name for name in names if isinstance(train.features[name], ClassLabel)]
-        found = found or [name for name in names if _holds_classes(train, name)]
-    if len(found) == 1:
-        return found[0]
-    raise ValueError(
-        f"cannot tell which column is the label{f' ({chr(32).join(found)})' if found else ''}; the columns are "
-        f"{_described(train)}: pass label_column{_delimiter_hint(train)}"
-    )
-
-
-def _holds_classes(train: Dataset, name: str) -> bool:
-    """Strings or whole numbers that repeat."""
-    feature = train.features[name]
-    if not (_is_text(feature) or (isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "bool")))):
-        return False
-    values = [value for value in train[name][:] if value is not None]
-    distinct = set(values)
-    numbers = [_number(value) for value in distinct]
-    fractions = all(number is not None for number in numbers) and not all(
-        n is not None and n.is_integer() for n in numbers
-    )
-    return 2 <= len(distinct) <= len(values) / 2 and not fractions
-
-
-def _delimiter_hint(train: Dataset) -> str:
-    header = train.column_names[0]
-    found = [delimiter for delimiter in (";", "\t", ",", "|") if delimiter in header]
-    return f". Or is it delimiter={found[0]!r}?" if found and len(train.column_names) == 1 else ""
-
-
 # ---- Labels ----
 
 
 def _clean_rows(
-    tables: dict[str, Dataset], columns: _Columns, demanded: set[str], separator: str | None
+    tables: dict[str, Dataset], columns: Columns, demanded: set[str], separator: str | None
 ) -> tuple[dict[str, _Rows], int]:
     """Rows with text and label, and how many others there were. A found split without labels is as good as none."""
     rows, total = {}, 0
@@ -400,21 +271,21 @@ def _clean_rows(
 
 def _read_texts(split: str, table: Dataset, column: str) -> list[str]:
     if column not in table.column_names:
-        raise ValueError(f"split {split!r} lacks the text column {column!r}; its columns are {_described(table)}")
+        raise ValueError(f"split {split!r} lacks the text column {column!r}; its columns are {described(table)}")
     feature = table.features[column]
-    if not _is_text(feature) and not (isinstance(feature, Value) and feature.dtype == "null"):
+    if not is_text(feature) and not (isinstance(feature, Value) and feature.dtype == "null"):
         raise ValueError(
-            f"text column {column!r} of split {split!r} holds {_type_name(feature)}, not text; the columns are "
-            f"{_described(table)}: choose another with text_column"
+            f"text column {column!r} of split {split!r} holds {type_name(feature)}, not text; the columns are "
+            f"{described(table)}: choose another with text_column"
         )
     return [value or "" for value in table[column][:]]
 
 
-def _read_labels(split: str, table: Dataset, columns: _Columns, separator: str | None, demanded: set[str]) -> list[Any]:
+def _read_labels(split: str, table: Dataset, columns: Columns, separator: str | None, demanded: set[str]) -> list[Any]:
     """One label a row: a value, a list, or None. Class ids of a `ClassLabel` become names."""
     absent = [column for column in columns.labels if column not in table.column_names]
     if absent and split in demanded:
-        raise ValueError(f"split {split!r} lacks the label column {absent[0]!r}; its columns are {_described(table)}")
+        raise ValueError(f"split {split!r} lacks the label column {absent[0]!r}; its columns are {described(table)}")
     if absent:
         return [None] * len(table)
     if len(columns.labels) > 1:
@@ -433,12 +304,12 @@ def _read_label_column(table: Dataset, column: str, separator: str | None) -> li
     values = [(value.strip() or None) if isinstance(value, str) else value for value in values]
     if separator is None:
         return values
-    if not _is_text(feature):
-        raise ValueError(f"label_separator is {separator!r}, but {column!r} holds {_type_name(feature)}: leave it out")
+    if not is_text(feature):
+        raise ValueError(f"label_separator is {separator!r}, but {column!r} holds {type_name(feature)}: leave it out")
     return [value and [item.strip() for item in value.split(separator) if item.strip()] for value in values]
 
 
-def _declared_classes(train: Dataset, columns: _Columns) -> list[str]:
+def _declared_classes(train: Dataset, columns: Columns) -> list[str]:
     feature = train.features[columns.labels[0]]
     feature = getattr(feature, "feature", feature)
     return feature.names if len(columns.labels) == 1 and isinstance(feature, ClassLabel) else []
@@ -448,17 +319,10 @@ def _items(label: Any) -> list[Any]:
     return label if isinstance(label, list) else [label]
 
 
-def _number(value: Any) -> float | None:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
-
-
-def _guess_problem(labels: list[Any], columns: _Columns) -> str:
+def _guess_problem(labels: list[Any], columns: Columns) -> str:
     where = f"label column {', '.join(columns.labels)}"
     items = [item for label in labels for item in _items(label)]
-    numbers = [number for number in map(_number, items) if number is not None]
+    numbers = [number for number in map(as_number, items) if number is not None]
     numeric = len(numbers) == len(items)
     whole = numeric and all(number.is_integer() for number in numbers)
     for item in items:
@@ -476,7 +340,7 @@ def _guess_problem(labels: list[Any], columns: _Columns) -> str:
 
 
 def _encode_labels(
-    rows: dict[str, _Rows], columns: _Columns, problem_type: str | None, classes: list[str]
+    rows: dict[str, _Rows], columns: Columns, problem_type: str | None, classes: list[str]
 ) -> tuple[str, list[str]]:
     """Replace the labels of `rows` by ids, multi-hot vectors or targets; give the problem type and the names."""
     train = rows["train"].labels
@@ -505,12 +369,12 @@ def _encode_labels(
     return problem_type, names
 
 
-def _encode_targets(rows: dict[str, _Rows], columns: _Columns) -> list[str]:
+def _encode_targets(rows: dict[str, _Rows], columns: Columns) -> list[str]:
     where = f"label column {', '.join(columns.labels)}"
     first = rows["train"].labels[0]
     width = len(_items(first))
     for split, part in rows.items():
-        targets = [[_number(item) for item in _items(label)] for label in part.labels]
+        targets = [[as_number(item) for item in _items(label)] for label in part.labels]
         bad = [i for i, target in enumerate(targets) if not all(n is not None and math.isfinite(n) for n in target)]
         if bad:
             raise ValueError(
@@ -526,7 +390,7 @@ def _encode_targets(rows: dict[str, _Rows], columns: _Columns) -> list[str]:
 
 
 def _name_labels(
-    rows: dict[str, _Rows], columns: _Columns, multi_label: bool, classes: list[str]
+    rows: dict[str, _Rows], columns: Columns, multi_label: bool, classes: list[str]
 ) -> tuple[dict[str, list[list[str]]], list[str]]:
     """Class names of every row, for each split; and all classes, if that is known beforehand."""
     where = f"label column {', '.join(columns.labels)}"
@@ -545,7 +409,7 @@ def _name_labels(
             split: [_hot_names(label, classes, where) for label in part.labels] for split, part in rows.items()
         }, classes
     items = [item for label in train for item in _items(label)]
-    numeric = all(not isinstance(item, bool) and _number(item) is not None for item in items)
+    numeric = all(not isinstance(item, bool) and as_number(item) is not None for item in items)
     return {
         split: [[_class_name(item, numeric) for item in _items(label)] for label in part.labels]
         for split, part in rows.items()
@@ -556,12 +420,12 @@ def _is_multi_hot(labels: list[list[Any]]) -> bool:
     """Rows of 0 and 1 of one width: lists of class ids would differ in length, or hold no value twice."""
     width = len(labels[0])
     return width > 1 and all(
-        len(label) == width and {_number(item) for item in label} <= {0.0, 1.0} for label in labels
+        len(label) == width and {as_number(item) for item in label} <= {0.0, 1.0} for label in labels
     )
 
 
 def _hot_names(label: list[Any], classes: list[str], where: str) -> list[str]:
-    numbers = [_number(item) for item in label]
+    numbers = [as_number(item) for item in label]
     if len(numbers) != len(classes) or not set(numbers) <= {0.0, 1.0}:
         raise ValueError(
             f"{where} holds {label!r:.80}, but every row must have {len(classes)} values, 0 or 1, as others do"
@@ -571,7 +435,7 @@ def _hot_names(label: list[Any], classes: list[str], where: str) -> list[str]:
 
 def _class_name(item: Any, numeric: bool) -> str:
     """`1`, `1.0` (a column of whole numbers in which one was missing) and `"1"` are one class."""
-    number = _number(item)
+    number = as_number(item)
     if not numeric or number is None or isinstance(item, int) or not math.isfinite(number):
         return str(item)
     if isinstance(item, str) and item.isdigit():  # "007" keeps its zeros
@@ -581,7 +445,7 @@ def _class_name(item: Any, numeric: bool) -> str:
 
 def _sorted_names(labels: list[list[str]]) -> list[str]:
     names = sorted({name for label in labels for name in label})
-    return sorted(names, key=float) if all(_number(name) is not None for name in names) else names
+    return sorted(names, key=float) if all(as_number(name) is not None for name in names) else names
 
 
 def _check_classes(named: dict[str, list[list[str]]], names: list[str], where: str) -> None:

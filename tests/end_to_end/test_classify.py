@@ -1,26 +1,23 @@
 """`training/classify.py` as its users run it: every kind of data and start, interruptions, and bad input."""
 
-import importlib.util
 import json
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from scripts import TRAINING, read_record, run_script, stop_at_checkpoint, words
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, pipeline
 
 import chinchilla_hf
 from chinchilla_hf import ChinchillaForMaskedLM, train_tokenizer
 
-SCRIPT = Path(__file__).parents[2] / "training" / "classify.py"
 TINY = {
     "hidden_size": 32,
     "num_hidden_layers": 1,
@@ -43,23 +40,12 @@ RESULT_FILES = {
 }
 
 
-def words(options: dict[str, object]) -> list[str]:
-    """Options as a command line."""
-    listed = {name: value if isinstance(value, list) else [value] for name, value in options.items()}
-    return [str(word) for name, values in listed.items() for word in (f"--{name}", *values)]
-
-
 @pytest.fixture
 def classify(monkeypatch, capsys):
     """Run the script in this process; what it printed."""
 
     def run(*recipe: Path, **options: object) -> str:
-        spec = importlib.util.spec_from_file_location("classify", SCRIPT)
-        script = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, "classify", script)
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, recipe), *words(options)])
-        spec.loader.exec_module(script)
-        script.main()
+        run_script("classify", monkeypatch, [*map(str, recipe), *words(options)])
         return capsys.readouterr().out
 
     return run
@@ -90,10 +76,6 @@ def sentences(count: int, seed: int = 0, moods: tuple[str, ...] = ("good", "bad"
 def write_csv(path: Path, rows: list[tuple], columns: tuple[str, ...] = ("text", "label")) -> Path:
     pd.DataFrame(rows, columns=list(columns)).to_csv(path, index=False)
     return path
-
-
-def read_record(folder: Path) -> dict:
-    return json.loads((folder / "run.json").read_text())
 
 
 def test_single_label_from_scratch(classify, tmp_path):
@@ -315,37 +297,21 @@ def test_a_folder_with_other_files_is_left_alone(classify, tmp_path):
 # ---- Interruptions ----
 
 
-def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, f"ended early: {process.stderr.read()}"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(classify, tmp_path):
     """Killed (-9) after the first checkpoint, then stopped with Ctrl-C after another one."""
     data = write_csv(tmp_path / "data.csv", sentences(200))
     options = {"dataset": data, **TINY, **FAST, "num_train_epochs": 10, "hidden_dropout": 0.1, "baseline": False}
     options |= {"early_stopping_patience": 0, "save_total_limit": 3}
     straight, out = tmp_path / "straight", tmp_path / "out"
-    command = [sys.executable, str(SCRIPT), *words(options | {"output_dir": out})]
-
-    def run_until(step: int, stop: signal.Signals) -> tuple[int, str]:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        wait_for(lambda: any(out.glob(f"checkpoint-{step}/trainer_state.json")), process)
-        process.send_signal(stop)
-        _, errors = process.communicate(timeout=60)
-        assert not (out / "model.safetensors").exists()
-        return process.returncode, errors
+    command = [sys.executable, str(TRAINING / "classify.py"), *words(options | {"output_dir": out})]
 
     steps = 160 // 8
-    assert run_until(2 * steps, signal.SIGKILL)[0] == -signal.SIGKILL
+    assert stop_at_checkpoint(command, out, 2 * steps, signal.SIGKILL)[0] == -signal.SIGKILL
     # What a kill in the middle of saving leaves: the newest checkpoint is no checkpoint.
     half = out / f"checkpoint-{100 * steps}"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"\0" * 1000)
-    code, errors = run_until(6 * steps, signal.SIGINT)
+    code, errors = stop_at_checkpoint(command, out, 6 * steps, signal.SIGINT)
     assert code == 1 and "the same command goes on from the last checkpoint" in errors
     assert f"removing {half}" in errors and "Traceback" not in errors
 

@@ -1,7 +1,6 @@
 """`training/pretrain.py` as its users run it: by steps, by time, interrupted, on two processes, and with bad input."""
 
 import functools
-import importlib.util
 import json
 import os
 import random
@@ -15,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from scripts import TRAINING, read_record, run_script, stop_at_checkpoint, words
 from transformers import AutoModelForMaskedLM, pipeline
 
 from chinchilla_hf import ChinchillaConfig, ChinchillaForMaskedLM, train_tokenizer
 
-SCRIPT = Path(__file__).parents[2] / "training" / "pretrain.py"
 TINY = {
     "vocab_size": 200,
     "hidden_size": 32,
@@ -36,10 +35,6 @@ TINY = {
 }
 SUBJECTS, VERBS = ["the cat", "a dog", "my aunt"], ["sees", "likes", "finds"]
 OBJECTS = ["a tree", "the house", "fish"]
-
-
-def words(options: dict[str, object]) -> list[str]:
-    return [str(word) for name, value in options.items() for word in (f"--{name}", value)]
 
 
 @pytest.fixture(scope="module")
@@ -61,19 +56,10 @@ def pretrain(monkeypatch, capsys, tmp_path):
     """Run the script in this process; what it printed."""
 
     def run(**options: object) -> str:
-        spec = importlib.util.spec_from_file_location("pretrain", SCRIPT)
-        script = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, "pretrain", script)
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words({"cache_dir": tmp_path / "cache"} | options)])
-        spec.loader.exec_module(script)
-        script.main()
+        run_script("pretrain", monkeypatch, words({"cache_dir": tmp_path / "cache"} | options))
         return capsys.readouterr().out
 
     return run
-
-
-def read_record(folder: Path) -> dict:
-    return json.loads((folder / "run.json").read_text())
 
 
 def test_by_steps(pretrain, corpus, tmp_path):
@@ -132,32 +118,16 @@ def test_going_on_from_a_model(pretrain, corpus, tmp_path):
 # ---- Interruptions ----
 
 
-def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, f"ended early: {process.stderr.read()}"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("bf16", [False, True])
 def test_a_run_that_was_stopped_twice_ends_with_the_same_bits(pretrain, corpus, tmp_path, bf16):
     """Killed (-9) after a checkpoint, then told to end (SIGTERM), which saves one."""
     options = {"dataset": corpus, **TINY, "max_steps": 60, "hidden_dropout": 0.1, "bf16": bf16, "causal_share": 0.25}
     options |= {"cache_dir": tmp_path / "cache"}
     straight, out = tmp_path / "straight", tmp_path / "out"
-    command = [sys.executable, str(SCRIPT), *words(options | {"output_dir": out})]
+    command = [sys.executable, str(TRAINING / "pretrain.py"), *words(options | {"output_dir": out})]
 
-    def run_until(step: int, stop: signal.Signals) -> tuple[int, str]:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        wait_for(lambda: any(out.glob(f"checkpoint-{step}/trainer_state.json")), process)
-        process.send_signal(stop)
-        _, errors = process.communicate(timeout=60)
-        assert not (out / "model.safetensors").exists()
-        return process.returncode, errors
-
-    assert run_until(10, signal.SIGKILL)[0] == -signal.SIGKILL
-    code, errors = run_until(25, signal.SIGTERM)
+    assert stop_at_checkpoint(command, out, 10, signal.SIGKILL)[0] == -signal.SIGKILL
+    code, errors = stop_at_checkpoint(command, out, 25, signal.SIGTERM)
     assert code == 1 and "the same command goes on from there" in errors and "Traceback" not in errors
 
     pretrain(**options, output_dir=out)
@@ -207,7 +177,7 @@ def test_two_processes_take_the_steps_of_one(corpus, tmp_path, optimizer):
     for processes in (1, 2):
         out = tmp_path / str(processes)
         share = {"per_device_train_batch_size": 8 // processes, "output_dir": out}
-        command = [*launcher, str(processes), str(SCRIPT), *words(options | share)]
+        command = [*launcher, str(processes), str(TRAINING / "pretrain.py"), *words(options | share)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
         result = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
         assert result.returncode == 0, result.stderr
