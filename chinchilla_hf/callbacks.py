@@ -6,6 +6,7 @@ import threading
 import time
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
@@ -16,7 +17,9 @@ class BudgetClock(TrainerCallback, ExportableState):
     """
     Ends the training when its time is used up, evaluations and checkpoints included.
 
-    The time that a run has used before it was interrupted is in its checkpoints, and counts.
+    The time that a run has used before it was interrupted is in its checkpoints, and counts. In a distributed run all
+    processes go by the clock of the main one, read at the end of every step: they have to agree on learning rates and
+    on the last step.
 
     Args:
         max_minutes: the budget, over all continuations of the run.
@@ -31,6 +34,7 @@ class BudgetClock(TrainerCallback, ExportableState):
         self.max_minutes = max_minutes
         self._used_before = 0.0
         self._started: float | None = None
+        self._progress = 0.0
 
     @property
     def seconds(self) -> float:
@@ -38,8 +42,14 @@ class BudgetClock(TrainerCallback, ExportableState):
         return self._used_before + (0.0 if self._started is None else time.monotonic() - self._started)
 
     def progress(self) -> float:
-        """The share of the budget that is used, 0 to 1."""
-        return min(self.seconds / (60 * self.max_minutes), 1.0)
+        """The share of the budget that was used at the end of the last step, 0 to 1."""
+        return self._progress
+
+    def _read(self, args: TrainingArguments) -> None:
+        used = torch.tensor(min(self.seconds / (60 * self.max_minutes), 1.0), device=args.device)
+        if args.world_size > 1:
+            torch.distributed.broadcast(used, src=0)
+        self._progress = used.item()
 
     def state(self) -> dict[str, Any]:
         """For Trainer, which writes it into `trainer_state.json`."""
@@ -51,9 +61,11 @@ class BudgetClock(TrainerCallback, ExportableState):
         saved = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step else {}
         self._used_before = saved.get("attributes", {}).get("seconds_used", 0.0)
         self._started = time.monotonic()
+        self._read(args)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.progress() >= 1:
+        self._read(args)
+        if self._progress >= 1:
             control.should_training_stop = True
 
 
@@ -80,7 +92,10 @@ class SaveOnTermination(TrainerCallback):
         self._requested = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._requested and not self.stopped:
+        requested = torch.tensor(float(self._requested), device=args.device)
+        if args.world_size > 1:  # all stop at the same step, whenever each of them was told
+            torch.distributed.all_reduce(requested, op=torch.distributed.ReduceOp.MAX)
+        if requested.item() and not self.stopped:
             logger.warning("told to end (SIGTERM): saving a checkpoint at step %d", state.global_step)
             control.should_save = control.should_training_stop = self.stopped = True
 

@@ -164,6 +164,11 @@ class PretrainingArguments(TrainingArguments):
                 f"max_steps is {self.max_steps} and num_train_epochs {self.num_train_epochs}, which is no training: "
                 "give one of them above 0"
             )
+        if self.max_minutes is not None and self.dataloader_num_workers:
+            raise ValueError(
+                f"dataloader_num_workers is {self.dataloader_num_workers}, but with max_minutes the masking rate "
+                "follows the clock, which workers do not see: leave it at 0 (packed rows are made in little time)"
+            )
         if not 0 <= self.warmup_share < 1:
             raise ValueError(f"warmup_share is {self.warmup_share}, but must be a share from 0 up to 1")
         _choose_for_this_machine(self)

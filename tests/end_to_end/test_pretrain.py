@@ -167,24 +167,54 @@ def test_steps_that_are_not_finite_are_skipped_and_then_stop_the_run(pretrain, c
 # ---- Two processes ----
 
 
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+
+
+def launch(processes: int, options: dict[str, object]) -> None:
+    command = [*LAUNCH, str(processes), str(TRAINING / "pretrain.py"), *words(options)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+    assert result.returncode == 0, result.stderr
+
+
+def losses(folder: Path, step: int) -> list[float]:
+    state = json.loads((folder / f"checkpoint-{step}" / "trainer_state.json").read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_two_processes_take_the_steps_of_one(corpus, tmp_path, optimizer):
     options = {"dataset": corpus, **TINY, "max_steps": 50, "logging_steps": 1, "bf16": False, "keep_checkpoints": True}
     # Muon works in bfloat16, which blows up the rounding of sums over processes: at a high rate, the curves part.
-    options |= {"save_steps": 25, "cache_dir": tmp_path / "cache", "optimizer": optimizer, "learning_rate": 5e-4}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    losses = {}
+    options |= {"save_steps": 50, "cache_dir": tmp_path / "cache", "optimizer": optimizer, "learning_rate": 5e-4}
     for processes in (1, 2):
-        out = tmp_path / str(processes)
-        share = {"per_device_train_batch_size": 8 // processes, "output_dir": out}
-        command = [*launcher, str(processes), str(TRAINING / "pretrain.py"), *words(options | share)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        result = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
-        assert result.returncode == 0, result.stderr
-        state = json.loads((out / "checkpoint-50" / "trainer_state.json").read_text())
-        losses[processes] = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
-    assert len(losses[1]) == len(losses[2]) == 50
-    assert max(abs(a - b) for a, b in zip(losses[1], losses[2], strict=True)) < 1e-3
+        share = {"per_device_train_batch_size": 8 // processes, "output_dir": tmp_path / str(processes)}
+        launch(processes, options | share)
+    curves = [losses(tmp_path / str(processes), 50) for processes in (1, 2)]
+    assert len(curves[0]) == len(curves[1]) == 50
+    assert max(abs(a - b) for a, b in zip(*curves, strict=True)) < 1e-3
+
+
+def test_a_run_goes_on_under_another_number_of_processes(corpus, tmp_path):
+    options = {"dataset": corpus, **TINY, "max_steps": 40, "logging_steps": 1, "bf16": False, "keep_checkpoints": True}
+    options |= {"cache_dir": tmp_path / "cache", "optimizer": "adamw"}
+    out, straight = tmp_path / "out", tmp_path / "straight"
+    command = [sys.executable, str(TRAINING / "pretrain.py"), *words(options | {"output_dir": out})]
+    stop_at_checkpoint(command, out, 10, signal.SIGKILL)
+    launch(2, options | {"output_dir": out, "per_device_train_batch_size": 4})
+    launch(1, options | {"output_dir": straight})
+    curves = losses(out, 40), losses(straight, 40)
+    assert len(curves[0]) == len(curves[1]) == 40
+    assert max(abs(a - b) for a, b in zip(*curves, strict=True)) < 1e-3
+    assert read_record(out)["training"]["resumed"] == 1
+
+
+def test_two_processes_go_by_one_clock(corpus, tmp_path):
+    options = {"dataset": corpus, **TINY, "max_minutes": 0.05, "cache_dir": tmp_path / "cache"}
+    launch(2, options | {"output_dir": tmp_path / "out"})
+    record = read_record(tmp_path / "out")
+    assert record["status"] == "finished" and record["training"]["steps"] >= 10
+    assert record["training"]["examples"] == record["training"]["steps"] * 16
 
 
 # ---- Bad input ends before any training, with one line ----
@@ -203,6 +233,7 @@ SHORT = "\n\n".join(f"text number {i}" for i in range(100))
         (SHORT, {"row_length": 1000}, "--row_length is 1000, but the model has 512 positions"),
         (SHORT, {"max_minutes": -1}, "max_minutes is -1"),
         (SHORT, {"max_steps": 0}, "max_steps is 0"),
+        (SHORT, {"max_minutes": 1, "dataloader_num_workers": 2}, "dataloader_num_workers is 2"),
         (SHORT, {"masking_rate": 0}, "masking rate .start. is 0"),
     ],
 )
