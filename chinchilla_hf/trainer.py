@@ -92,6 +92,9 @@ class FineTuningArguments(TrainingArguments):
     early_stopping_patience: int = field(
         default=3, metadata={"help": "Stop after so many evaluations without a better one; 0: never."}
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Search for parameters without a gradient; our models have none."}
+    )
     overwrite: bool = field(default=False, metadata={"help": "Delete the run that output_dir holds, and start anew."})
     keep_checkpoints: bool = field(
         default=False, metadata={"help": "Keep Trainer's checkpoint folders when the run is finished."}
@@ -150,6 +153,9 @@ class PretrainingArguments(TrainingArguments):
     prediction_loss_only: bool = field(default=False, metadata={"help": "Evaluate the loss only, not the accuracy."})
     max_skipped_steps: int = field(
         default=10, metadata={"help": "Stop after so many steps in a row whose loss or gradient is not finite."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Search for parameters without a gradient; our models have none."}
     )
     overwrite: bool = field(default=False, metadata={"help": "Delete the run that output_dir holds, and start anew."})
     keep_checkpoints: bool = field(

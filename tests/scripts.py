@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -25,6 +26,16 @@ def run_script(name: str, monkeypatch, arguments: list[str]) -> None:
     """Run the script in this process, as if `arguments` stood on its command line."""
     monkeypatch.setattr(sys, "argv", [str(TRAINING / f"{name}.py"), *arguments])
     load_script(name, monkeypatch).main()
+
+
+def launch(name: str, processes: int, options: dict[str, object]) -> str:
+    """Run the script in several processes, each with one thread; what they printed."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [*launcher, str(TRAINING / f"{name}.py"), *words(options)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def words(options: dict[str, object]) -> list[str]:

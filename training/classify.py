@@ -352,7 +352,8 @@ def main() -> None:
             )
         if options.push_to_hub:
             HfApi(token=options.hub_token).whoami()  # a bad token shows now, not after the training
-    print(data.summary())
+    if main_process:
+        print(data.summary())
 
     with options.main_process_first(desc="tokenizing"):
         splits = tokenize(data.splits, tokenizer, max_length)

@@ -310,10 +310,11 @@ def main() -> None:
         padding=train_rows.packing.padding,
         peak_flops=options.world_size * matmul_flops_per_second(options.device, dtype),
     )
-    print(
-        f"{store.facts['documents']:,} documents, {store.facts['tokens']:,} tokens, {len(train_rows):,} rows of "
-        f"{data.row_length} ({train_rows.packing.padding:.2%} padding); {model.num_parameters():,} parameters"
-    )
+    if main_process:
+        print(
+            f"{store.facts['documents']:,} documents, {store.facts['tokens']:,} tokens, {len(train_rows):,} rows of "
+            f"{data.row_length} ({train_rows.packing.padding:.2%} padding); {model.num_parameters():,} parameters"
+        )
     try:
         result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except KeyboardInterrupt:

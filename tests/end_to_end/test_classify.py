@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from scripts import TRAINING, read_record, run_script, stop_at_checkpoint, words
+from scripts import TRAINING, launch, read_record, run_script, stop_at_checkpoint, words
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, pipeline
 
 import chinchilla_hf
@@ -179,6 +179,18 @@ def test_own_files_for_every_split_and_a_recipe(classify, tmp_path):
     record = read_record(tmp_path / "out")
     assert record["data"]["rows"] == {"train": 50, "validation": 50, "test": 50}
     assert "baseline" not in record["scores"]
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path):
+    data = write_csv(tmp_path / "reviews.csv", sentences(240))
+    options = {"dataset": data, **TINY, **FAST, "num_train_epochs": 2, "bf16": False, "baseline": False}
+    records = []
+    for processes in (1, 2):
+        share = {"per_device_train_batch_size": 8 // processes, "output_dir": tmp_path / str(processes)}
+        assert launch("classify", processes, options | share).count("train  ") == 1
+        records.append(read_record(tmp_path / str(processes)))
+    assert records[0]["training"]["steps"] == records[1]["training"]["steps"] == 48
+    assert records[1]["scores"]["test"]["accuracy"] > 0.8
 
 
 # ---- Bad input ends before any training, with one line, and leaves nothing behind ----

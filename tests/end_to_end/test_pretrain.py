@@ -2,11 +2,9 @@
 
 import functools
 import json
-import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from scripts import TRAINING, read_record, run_script, stop_at_checkpoint, words
+from scripts import TRAINING, launch, read_record, run_script, stop_at_checkpoint, words
 from transformers import AutoModelForMaskedLM, pipeline
 
 from chinchilla_hf import ChinchillaConfig, ChinchillaForMaskedLM, train_tokenizer
@@ -167,16 +165,6 @@ def test_steps_that_are_not_finite_are_skipped_and_then_stop_the_run(pretrain, c
 # ---- Two processes ----
 
 
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-
-
-def launch(processes: int, options: dict[str, object]) -> None:
-    command = [*LAUNCH, str(processes), str(TRAINING / "pretrain.py"), *words(options)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    result = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
-    assert result.returncode == 0, result.stderr
-
-
 def losses(folder: Path, step: int) -> list[float]:
     state = json.loads((folder / f"checkpoint-{step}" / "trainer_state.json").read_text())
     return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
@@ -189,7 +177,7 @@ def test_two_processes_take_the_steps_of_one(corpus, tmp_path, optimizer):
     options |= {"save_steps": 50, "cache_dir": tmp_path / "cache", "optimizer": optimizer, "learning_rate": 5e-4}
     for processes in (1, 2):
         share = {"per_device_train_batch_size": 8 // processes, "output_dir": tmp_path / str(processes)}
-        launch(processes, options | share)
+        launch("pretrain", processes, options | share)
     curves = [losses(tmp_path / str(processes), 50) for processes in (1, 2)]
     assert len(curves[0]) == len(curves[1]) == 50
     assert max(abs(a - b) for a, b in zip(*curves, strict=True)) < 1e-3
@@ -201,8 +189,8 @@ def test_a_run_goes_on_under_another_number_of_processes(corpus, tmp_path):
     out, straight = tmp_path / "out", tmp_path / "straight"
     command = [sys.executable, str(TRAINING / "pretrain.py"), *words(options | {"output_dir": out})]
     stop_at_checkpoint(command, out, 10, signal.SIGKILL)
-    launch(2, options | {"output_dir": out, "per_device_train_batch_size": 4})
-    launch(1, options | {"output_dir": straight})
+    launch("pretrain", 2, options | {"output_dir": out, "per_device_train_batch_size": 4})
+    launch("pretrain", 1, options | {"output_dir": straight})
     curves = losses(out, 40), losses(straight, 40)
     assert len(curves[0]) == len(curves[1]) == 40
     assert max(abs(a - b) for a, b in zip(*curves, strict=True)) < 1e-3
@@ -211,7 +199,7 @@ def test_a_run_goes_on_under_another_number_of_processes(corpus, tmp_path):
 
 def test_two_processes_go_by_one_clock(corpus, tmp_path):
     options = {"dataset": corpus, **TINY, "max_minutes": 0.05, "cache_dir": tmp_path / "cache"}
-    launch(2, options | {"output_dir": tmp_path / "out"})
+    launch("pretrain", 2, options | {"output_dir": tmp_path / "out"})
     record = read_record(tmp_path / "out")
     assert record["status"] == "finished" and record["training"]["steps"] >= 10
     assert record["training"]["examples"] == record["training"]["steps"] * 16
