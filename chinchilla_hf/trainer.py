@@ -34,18 +34,36 @@ def choose_attention(arguments: TrainingArguments, mean_length: float) -> str:
     return "eager" if arguments.device.type == "cpu" and arguments.bf16 and mean_length < 200 else "sdpa"
 
 
-def _choose_for_this_machine(arguments: TrainingArguments) -> None:
-    """Device, precision and place to log to, where the user leaves them open."""
-    if not torch.accelerator.is_available():
-        arguments.use_cpu = True  # TrainingArguments refuses bf16 on a CPU that it was not told to use
-    if arguments.bf16 is None:
-        arguments.bf16 = not arguments.fp16 and bf16_is_fast()
-    if arguments.report_to == "auto":
-        arguments.report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
+@dataclass
+class ScriptArguments(TrainingArguments):
+    """`TrainingArguments` with what all training scripts add, and what they choose by the machine."""
+
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches in a step of the optimizer."})
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "bfloat16 mixed precision. Default: where the CPU or GPU multiplies it in hardware."},
+    )
+    report_to: str = field(default="auto", metadata={"help": "Where to log to; auto: TensorBoard if it is installed."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Search for parameters without a gradient; our models have none."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Delete the run that output_dir holds, and start anew."})
+    keep_checkpoints: bool = field(
+        default=False, metadata={"help": "Keep Trainer's checkpoint folders when the run is finished."}
+    )
+
+    def __post_init__(self) -> None:
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # TrainingArguments refuses bf16 on a CPU that it was not told to use
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and bf16_is_fast()
+        if self.report_to == "auto":
+            self.report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
+        super().__post_init__()
 
 
 @dataclass
-class FineTuningArguments(TrainingArguments):
+class FineTuningArguments(ScriptArguments):
     """`TrainingArguments` with the defaults of fine-tuning, and what the training scripts add."""
 
     _argument_group_name = "Training"
@@ -57,15 +75,10 @@ class FineTuningArguments(TrainingArguments):
     learning_rate: float = field(default=1e-4, metadata={"help": "Highest learning rate of AdamW."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Texts in a step, on each device."})
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Texts in a step of an evaluation."})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches in a step of the optimizer."})
     max_steps: int = field(default=-1, metadata={"help": "Stop after so many steps; -1: go by num_train_epochs."})
     num_train_epochs: float = field(default=5.0, metadata={"help": "How often every training text is seen."})
     warmup_steps: float = field(default=0.06, metadata={"help": "Steps of warm-up; below 1: share of all steps."})
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay, on matrices only."})
-    bf16: bool | None = field(
-        default=None,
-        metadata={"help": "bfloat16 mixed precision. Default: where the CPU or GPU multiplies it in hardware."},
-    )
     train_sampling_strategy: str = field(
         default="group_by_length",
         metadata={
@@ -80,7 +93,6 @@ class FineTuningArguments(TrainingArguments):
     )
     load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
     logging_steps: float = field(default=50, metadata={"help": "Log every so many steps; below 1: share of all."})
-    report_to: str = field(default="auto", metadata={"help": "Where to log to; auto: TensorBoard if it is installed."})
     push_to_hub: bool = field(default=False, metadata={"help": "Upload the finished folder, code files included."})
     hub_model_id: str | None = field(
         default=None, metadata={"help": "Name on the Hub, such as me/model. Default: the name of output_dir."}
@@ -92,28 +104,17 @@ class FineTuningArguments(TrainingArguments):
     early_stopping_patience: int = field(
         default=3, metadata={"help": "Stop after so many evaluations without a better one; 0: never."}
     )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Search for parameters without a gradient; our models have none."}
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Delete the run that output_dir holds, and start anew."})
-    keep_checkpoints: bool = field(
-        default=False, metadata={"help": "Keep Trainer's checkpoint folders when the run is finished."}
-    )
-
-    def __post_init__(self) -> None:
-        _choose_for_this_machine(self)
-        super().__post_init__()
 
 
 @dataclass
-class PretrainingArguments(TrainingArguments):
+class PretrainingArguments(ScriptArguments):
     """`TrainingArguments` with the defaults of pretraining on packed rows, and what the training script adds."""
 
     _argument_group_name = "Training"
 
     output_dir: str | None = field(
         default="runs/pretraining",
-        metadata={"help": "Folder of the run: checkpoints, then the model, its card, run.json."},
+        metadata={"help": "Folder of the run: checkpoints, then the model, run.json, loss.png."},
     )
     seed: int = field(default=42, metadata={"help": "Seed of the weights, the packing, the order and the masks."})
     max_minutes: float | None = field(
@@ -123,7 +124,6 @@ class PretrainingArguments(TrainingArguments):
     num_train_epochs: float = field(default=1.0, metadata={"help": "How often every row is seen."})
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Rows in a batch, on each device."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows in a batch of an evaluation."})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches in a step of the optimizer."})
     optimizer: str = field(
         default="muon",
         metadata={
@@ -139,27 +139,14 @@ class PretrainingArguments(TrainingArguments):
         default="linear",
         metadata={"help": "How the learning rate falls to 0 at the end.", "choices": ["linear", "cosine", "sqrt"]},
     )
-    bf16: bool | None = field(
-        default=None,
-        metadata={"help": "bfloat16 mixed precision. Default: where the CPU or GPU multiplies it in hardware."},
-    )
     eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: no, steps or epoch."})
     eval_steps: float | None = field(default=500, metadata={"help": "Evaluate every so many steps."})
     save_strategy: str = field(default="steps", metadata={"help": "When to save: no, steps or epoch."})
     save_steps: float = field(default=500, metadata={"help": "Save every so many steps."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep while running."})
     logging_steps: float = field(default=20, metadata={"help": "Log every so many steps; below 1: share of all."})
-    report_to: str = field(default="auto", metadata={"help": "Where to log to; auto: TensorBoard if it is installed."})
-    prediction_loss_only: bool = field(default=False, metadata={"help": "Evaluate the loss only, not the accuracy."})
     max_skipped_steps: int = field(
         default=10, metadata={"help": "Stop after so many steps in a row whose loss or gradient is not finite."}
-    )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Search for parameters without a gradient; our models have none."}
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Delete the run that output_dir holds, and start anew."})
-    keep_checkpoints: bool = field(
-        default=False, metadata={"help": "Keep Trainer's checkpoint folders when the run is finished."}
     )
 
     def __post_init__(self) -> None:
@@ -177,7 +164,6 @@ class PretrainingArguments(TrainingArguments):
             )
         if not 0 <= self.warmup_share < 1:
             raise ValueError(f"warmup_share is {self.warmup_share}, but must be a share from 0 up to 1")
-        _choose_for_this_machine(self)
         # The rows come in an order of their own, by their number, so that a run can be continued anywhere.
         self.train_sampling_strategy = "sequential"
         self.remove_unused_columns = False

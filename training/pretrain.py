@@ -327,8 +327,9 @@ def main() -> None:
     validation = trainer.evaluate()
     steps = trainer.state.global_step
     tokens = steps * rows_per_step * data.row_length
-    names = ("loss", "masked_accuracy", *(["next_sentence_accuracy"] if objective.next_sentence else []))
-    record.scores = {"validation": {name: validation[f"eval_{name}"] for name in names}}
+    names = ("loss", "masked_accuracy", "next_sentence_accuracy")
+    scores = {name: validation[f"eval_{name}"] for name in names if f"eval_{name}" in validation}
+    record.scores = {"validation": scores}
     record.training |= {
         "steps": steps,
         "epochs": steps * rows_per_step / len(train_rows),
@@ -351,7 +352,7 @@ def main() -> None:
         for path in list_checkpoints(folder):
             shutil.rmtree(path)
     print(
-        f"\nvalidation loss {validation['eval_loss']:.4f}, masked accuracy {validation['eval_masked_accuracy']:.4f}\n"
+        f"\nvalidation: {', '.join(f'{name} {value:.4f}' for name, value in scores.items())}\n"
         f"the model is in {folder}: python training/classify.py --model {folder} --dataset ..."
     )
 
