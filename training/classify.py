@@ -44,6 +44,7 @@ from chinchilla_hf.metrics import (
 )
 from chinchilla_hf.model_card import write_model_card
 from chinchilla_hf.output_folder import RUN_RECORD, claim_output_folder, list_checkpoints, save_model_folder
+from chinchilla_hf.processes import closed_process_group
 from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
 from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, peak_memory_bytes
 from chinchilla_hf.trainer import FineTuningArguments, choose_attention, result_neutral_options
@@ -309,6 +310,7 @@ def report(scores: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+@closed_process_group()
 def main() -> None:
     data_options, model_options, shape, options = parse_recipe(OPTIONS, DEFAULT_RECIPE, __doc__)
     logging.basicConfig(

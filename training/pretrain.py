@@ -37,6 +37,7 @@ from chinchilla_hf.data.sentence_pairs import SentencePairRows, find_pairs
 from chinchilla_hf.data.token_store import TokenStore, tokenizer_of_corpus
 from chinchilla_hf.metrics import plot_loss_curve, pretraining_compute_metrics, token_predictions
 from chinchilla_hf.output_folder import RUN_RECORD, claim_output_folder, list_checkpoints, save_model_folder
+from chinchilla_hf.processes import closed_process_group
 from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
 from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, peak_memory_bytes
 from chinchilla_hf.scaling.flops import pretraining_step
@@ -221,6 +222,7 @@ def make_rows(
     )
 
 
+@closed_process_group()
 def main() -> None:
     data, objective, model_options, shape, options = parse_recipe(OPTIONS, DEFAULT_RECIPE, __doc__)
     logging.basicConfig(
