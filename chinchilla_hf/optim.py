@@ -8,9 +8,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, Replicate
 from torch.optim.lr_scheduler import LambdaLR
 
 DECAYS = ("linear", "cosine", "sqrt")
+# The quintic that pulls all singular values towards 1, and how often (Jordan et al. 2024).
+NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, muon: bool) -> list[dict[str, Any]]:
@@ -46,9 +50,105 @@ def parameter_groups(model: nn.Module, weight_decay: float, muon: bool) -> list[
     ]
 
 
+def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
+    """
+    `U V^T` of each of `matrices = U S V^T`, `(number, rows, columns)`, roughly: singular values become 0.7 to 1.2, but
+    for those far below the largest, which five steps do not lift all the way.
+
+    By Newton-Schulz (Jordan et al. 2024, "Muon"), in the dtype of the matrices.
+    """
+    a, b, c = NEWTON_SCHULZ_COEFFICIENTS
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices  # the smaller of the two products with the transpose
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # no singular value is above 1
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """
+    What `torch.optim.Muon` computes with Nesterov's momentum and `adjust_lr_fn="match_rms_adamw"`, and three additions.
+
+    Matrices of one shape are orthogonalised together. The precision of that can be chosen: in bfloat16, a difference in
+    the last bits of a float32 gradient, such as the order of a sum over processes makes, may round to one of 1/256, and
+    in float32 it stays what it is. And a matrix that is sharded over processes (FSDP) is gathered for it, because a
+    shard on its own has other singular vectors; each process then keeps its share of the result.
+
+    Args:
+        groups: of matrices.
+        lr: learning rate, of an update whose root mean square is about that of AdamW.
+        momentum: decay of the average of the gradients.
+        weight_decay: of groups that name none.
+        dtype: in which matrices are orthogonalised.
+
+    Raises:
+        ValueError: a parameter is no matrix.
+    """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        lr: float = 1e-3,
+        momentum: float = 0.95,
+        weight_decay: float = 0.1,
+        dtype: torch.dtype = torch.bfloat16,
+    ):
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.ndim != 2:
+                    raise ValueError(
+                        f"Muon orthogonalises matrices, but a parameter has the shape {tuple(parameter.shape)}: put it "
+                        "in a group without Muon, as `parameter_groups` does"
+                    )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step. Returns what `closure`, if given, returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            of_one_shape: dict[torch.Size, list[tuple[nn.Parameter, torch.Tensor]]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    direction = self._direction(parameter, parameter.grad, group["momentum"])
+                    of_one_shape.setdefault(parameter.shape, []).append((parameter, direction))
+            for shape, pairs in of_one_shape.items():
+                lr = 0.2 * math.sqrt(max(shape)) * group["lr"]  # Liu et al. 2025, section 2.2
+                updates = orthogonalised(torch.stack([direction.to(self.dtype) for _, direction in pairs]))
+                for (parameter, _), update in zip(pairs, updates, strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(_sharded_like(parameter, update), alpha=-lr)
+        return loss
+
+    def _direction(self, parameter: nn.Parameter, gradient: torch.Tensor, momentum: float) -> torch.Tensor:
+        """Nesterov's momentum, the whole matrix."""
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+        direction = gradient.lerp(state["momentum_buffer"], momentum)
+        return direction.full_tensor() if isinstance(direction, DTensor) else direction
+
+
+def _sharded_like(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """Of a matrix that all processes have, what `parameter` holds of its own."""
+    if not isinstance(parameter, DTensor):
+        return whole
+    mesh = parameter.device_mesh
+    replicated = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return replicated.redistribute(mesh, parameter.placements)
+
+
 class MuonWithAdamW(torch.optim.Optimizer):
     """
-    `torch.optim.Muon` for the groups marked `"muon": True`, fused `torch.optim.AdamW` for the others.
+    [`Muon`] for the groups marked `"muon": True`, fused `torch.optim.AdamW` for the others.
 
     One object, with one state, so that Trainer, Accelerate and schedulers treat it as any other optimizer. The update
     of Muon is scaled to the size of AdamW's (Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.2), so
@@ -61,6 +161,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         momentum: of Muon.
         betas, eps: of AdamW.
         weight_decay: of groups that name none.
+        muon_dtype: in which Muon orthogonalises: that of the multiplications of the model is quick and precise enough.
 
     Raises:
         ValueError: a parameter of a Muon group is no matrix.
@@ -74,13 +175,14 @@ class MuonWithAdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.98),
         eps: float = 1e-8,
         weight_decay: float = 0.1,
+        muon_dtype: torch.dtype = torch.bfloat16,
     ):
         muon = [group for group in groups if group.get("muon")]
         others = [group for group in groups if not group.get("muon")]
         shared: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
         self._parts: list[torch.optim.Optimizer] = []
         if muon:
-            self._parts.append(torch.optim.Muon(muon, momentum=momentum, adjust_lr_fn="match_rms_adamw", **shared))
+            self._parts.append(Muon(muon, momentum=momentum, dtype=muon_dtype, **shared))
         if others:
             self._parts.append(torch.optim.AdamW(others, betas=betas, eps=eps, fused=True, **shared))
         # The groups are the very dictionaries of the parts: a scheduler that sets a learning rate here sets it there.

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .run_record import RunRecord, is_temporary
+from .sharding import in_its_own_class
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +158,8 @@ def save_model_folder(
         shutil.rmtree(abandoned, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder))
     try:
-        model.save_pretrained(staging, state_dict=state_dict)
+        with in_its_own_class(model):
+            model.save_pretrained(staging, state_dict=state_dict)
         tokenizer.save_pretrained(staging)
         files = sorted(staging.iterdir(), key=lambda path: (bool(_WEIGHTS.fullmatch(path.name)), path.name))
         for path in files:

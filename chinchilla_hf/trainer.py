@@ -1,17 +1,34 @@
 """Thin layers over `transformers.Trainer`."""
 
+import contextlib
 import importlib.util
 import logging
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import DistributedDataParallelKwargs
+from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .callbacks import BudgetClock, StepTimer
 from .optim import MuonWithAdamW, decaying_schedule, parameter_groups
+from .sharding import (
+    check_fsdp,
+    deepspeed_is_requested,
+    fsdp_is_requested,
+    gathered,
+    in_its_own_class,
+    prepare_sharding,
+    scattered,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +64,9 @@ class ScriptArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Search for parameters without a gradient; our models have none."}
     )
+    ddp_broadcast_buffers: bool | None = field(
+        default=False, metadata={"help": "Send buffers from the main process in every step; ours never change."}
+    )
     overwrite: bool = field(default=False, metadata={"help": "Delete the run that output_dir holds, and start anew."})
     keep_checkpoints: bool = field(
         default=False, metadata={"help": "Keep Trainer's checkpoint folders when the run is finished."}
@@ -59,7 +79,13 @@ class ScriptArguments(TrainingArguments):
             self.bf16 = not self.fp16 and bf16_is_fast()
         if self.report_to == "auto":
             self.report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
+        if self.use_cpu and deepspeed_is_requested(self):
+            raise ValueError(
+                "DeepSpeed is asked for, but Trainer takes it on accelerators only, and would train without it on a "
+                "CPU: leave it out, or use FSDP"
+            )
         super().__post_init__()
+        check_fsdp(self)
 
 
 @dataclass
@@ -104,6 +130,14 @@ class FineTuningArguments(ScriptArguments):
     early_stopping_patience: int = field(
         default=3, metadata={"help": "Stop after so many evaluations without a better one; 0: never."}
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if fsdp_is_requested(self):
+            raise ValueError(
+                "FSDP is asked for, but fine-tuning does not shard models: leave it out, and every process holds all "
+                "of the model"
+            )
 
 
 @dataclass
@@ -162,6 +196,11 @@ class PretrainingArguments(ScriptArguments):
                 f"dataloader_num_workers is {self.dataloader_num_workers}, but with max_minutes the masking rate "
                 "follows the clock, which workers do not see: leave it at 0 (packed rows are made in little time)"
             )
+        if self.optimizer == "muon" and deepspeed_is_requested(self):
+            raise ValueError(
+                "optimizer is 'muon', but DeepSpeed joins the matrices that it would orthogonalise in one vector: add "
+                "--optimizer adamw, or use FSDP, under which Muon works"
+            )
         if not 0 <= self.warmup_share < 1:
             raise ValueError(f"warmup_share is {self.warmup_share}, but must be a share from 0 up to 1")
         # The rows come in an order of their own, by their number, so that a run can be continued anywhere.
@@ -212,6 +251,62 @@ class PretrainingTrainer(Trainer):
             if callback is not None:
                 self.add_callback(callback)
 
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        arguments = super()._build_accelerator_args(**kwargs)
+        for handler in arguments["kwargs_handlers"]:
+            if isinstance(handler, DistributedDataParallelKwargs):
+                handler.gradient_as_bucket_view = True  # no second copy of the gradients
+        return arguments
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled = prepare_sharding(self.accelerator, self.args, self.model)
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> contextlib.AbstractContextManager:
+        """Accelerate puts models under autocast, but not those that are sharded."""
+        if self.is_fsdp_enabled:
+            return self.accelerator.autocast()
+        return super().autocast_smart_context_manager(cache_enabled)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        with in_its_own_class(self.model):
+            super()._save(output_dir, state_dict)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Under FSDP, too, the files of a single process: a run goes on with or without FSDP, on any number of them."""
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = gathered(self.create_optimizer().state_dict())  # all processes have a part in it
+        if self.args.should_save:
+            torch.save(state, Path(output_dir, OPTIMIZER_NAME))
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))  # type: ignore[union-attr]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and not self.is_deepspeed_enabled and not Path(checkpoint, OPTIMIZER_NAME).exists():
+            raise FileNotFoundError(
+                f"{checkpoint} has no {OPTIMIZER_NAME}, as when it was saved under DeepSpeed: go on under DeepSpeed, "
+                "with the same number of processes, or start from its weights with --model"
+            )
+        if checkpoint is None or not self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        state = torch.load(Path(checkpoint, OPTIMIZER_NAME), map_location="cpu", weights_only=True)
+        optimizer = self.create_optimizer()
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        optimizer.load_state_dict(scattered(state, parameters))
+        schedule = torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True)
+        self.lr_scheduler.load_state_dict(schedule)  # type: ignore[union-attr]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        weights: dict[str, Any] = dict(load_file(Path(resume_from_checkpoint, SAFE_WEIGHTS_NAME)))
+        # Not strict: of tied weights, the file has one name.
+        options = StateDictOptions(full_state_dict=True, strict=False)
+        set_model_state_dict(self.model if model is None else model, weights, options=options)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             args = self.args
@@ -219,7 +314,12 @@ class PretrainingTrainer(Trainer):
                 self.model if model is None else model, args.weight_decay, args.optimizer == "muon"
             )
             betas = (args.adam_beta1, args.adam_beta2)
-            self.optimizer = MuonWithAdamW(groups, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon)
+            # As precise as the run. In one of float32, bfloat16 would part the curves of one and of several processes,
+            # and it is slow on CPUs that do not multiply it in hardware.
+            muon_dtype = torch.bfloat16 if args.bf16 else torch.float32
+            self.optimizer = MuonWithAdamW(
+                groups, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon, muon_dtype=muon_dtype
+            )
         return self.optimizer
 
     def create_scheduler(
@@ -242,6 +342,8 @@ class PretrainingTrainer(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Besides, leave no gradient where one is not finite: the optimizer then does nothing."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
+        if isinstance(grad_norm, DTensor):
+            grad_norm = grad_norm.full_tensor()  # that of all shards, as a plain number for the log
         if math.isfinite(float(grad_norm)):
             self._skipped_in_a_row = 0
             return grad_norm
@@ -274,7 +376,7 @@ class PretrainingTrainer(Trainer):
 
 
 # Options that may differ between a run and its continuation: they change what is shown or kept, not the result.
-RESULT_NEUTRAL_PREFIXES = ("hub_", "log_", "logging_")
+RESULT_NEUTRAL_PREFIXES = ("ddp_", "fsdp", "hub_", "log_", "logging_")
 RESULT_NEUTRAL_OPTIONS = frozenset(
     {
         "dataloader_num_workers",

@@ -28,10 +28,20 @@ def run_script(name: str, monkeypatch, arguments: list[str]) -> None:
     load_script(name, monkeypatch).main()
 
 
-def launch(name: str, processes: int, options: dict[str, object]) -> str:
+def launcher(processes: int, *, fsdp: bool = False) -> list[str]:
+    """The beginning of a command line that starts a script in several processes."""
+    if fsdp:
+        config = str(TRAINING / "accelerate" / "fsdp.yaml")
+        accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
+        return [*accelerate, "--num_processes", str(processes), "--main_process_port", "0"]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+
+
+def launch(
+    name: str, processes: int, options: dict[str, object], *, fsdp: bool = False, folder: Path = TRAINING
+) -> str:
     """Run the script in several processes, each with one thread; what they printed."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [*launcher, str(TRAINING / f"{name}.py"), *words(options)]
+    command = [*launcher(processes, fsdp=fsdp), str(folder / f"{name}.py"), *words(options)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment)
     assert result.returncode == 0, result.stderr

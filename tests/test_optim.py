@@ -8,7 +8,7 @@ from conftest import make_tiny_config
 from torch.optim.lr_scheduler import LambdaLR
 
 from chinchilla_hf import ChinchillaForMaskedLM
-from chinchilla_hf.optim import MuonWithAdamW, decayed, decaying_schedule, parameter_groups
+from chinchilla_hf.optim import Muon, MuonWithAdamW, decayed, decaying_schedule, orthogonalised, parameter_groups
 
 
 @pytest.fixture
@@ -72,6 +72,40 @@ def test_a_step_is_that_of_the_two_optimizers_apart(model):
             optimizer.step()
     for ours, theirs in zip(model.parameters(), apart.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 8, 8), (3, 8, 24), (3, 24, 8)])
+def test_orthogonalised_matrices_keep_their_singular_vectors(shape, dtype):
+    left, _, right = torch.linalg.svd(
+        torch.randn(shape, generator=torch.Generator().manual_seed(0)), full_matrices=False
+    )
+    matrices = left @ torch.linspace(1, 0.2, 8).diag() @ right
+    results = orthogonalised(matrices.to(dtype)).float()
+    in_their_basis = left.mT @ results @ right.mT
+    values = in_their_basis.diagonal(dim1=-2, dim2=-1)
+    assert values.min() > 0.65 and values.max() < 1.25
+    beside = (in_their_basis - torch.diag_embed(values)).abs().max()
+    assert beside < (1e-4 if dtype == torch.float32 else 0.1)
+
+
+def test_in_float32_a_rounding_difference_of_a_gradient_stays_one():
+    generator = torch.Generator().manual_seed(0)
+    gradient = torch.randn(128, 256, generator=generator)
+    other = gradient * (1 + 1e-6 * torch.randn(128, 256, generator=generator))
+    parts = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        matrices = [torch.nn.Parameter(torch.zeros(128, 256)) for _ in range(2)]
+        matrices[0].grad, matrices[1].grad = gradient, other
+        for matrix in matrices:
+            Muon([{"params": [matrix]}], lr=1.0, dtype=dtype).step()
+        parts[dtype] = ((matrices[0] - matrices[1]).abs().max() / matrices[0].abs().max()).item()
+    assert parts[torch.float32] < 1e-5 < 1e-4 < parts[torch.bfloat16]
+
+
+def test_muon_takes_matrices_only():
+    with pytest.raises(ValueError, match=r"a parameter has the shape \(3,\): put it in a group without Muon"):
+        Muon([{"params": [torch.nn.Parameter(torch.zeros(3))]}])
 
 
 @pytest.mark.parametrize("muon", [True, False])
