@@ -4,11 +4,14 @@ import logging
 import signal
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
+
+if TYPE_CHECKING:
+    from .data.streaming import StreamedRows
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +61,7 @@ class BudgetClock(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        saved = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step else {}
-        self._used_before = saved.get("attributes", {}).get("seconds_used", 0.0)
+        self._used_before = _saved_attributes(self, state).get("seconds_used", 0.0)
         self._started = time.monotonic()
         self._read(args)
 
@@ -67,6 +69,80 @@ class BudgetClock(TrainerCallback, ExportableState):
         self._read(args)
         if self._progress >= 1:
             control.should_training_stop = True
+
+
+def _saved_attributes(callback: TrainerCallback, state: TrainerState) -> dict[str, Any]:
+    """What the checkpoint that the run goes on from holds of an `ExportableState`; empty in a new run."""
+    saved = state.stateful_callbacks.get(type(callback).__name__, {}) if state.global_step else {}
+    return saved.get("attributes", {})
+
+
+class SkippedSteps(TrainerCallback, ExportableState):
+    """
+    Counts steps that were skipped, over all continuations of a run.
+
+    Attributes:
+        total: all of them.
+        in_a_row: those since the last step that was not skipped.
+    """
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.in_a_row = 0
+
+    def state(self) -> dict[str, Any]:
+        """For Trainer, which writes it into `trainer_state.json`."""
+        return {"args": {}, "attributes": {"total": self.total, "in_a_row": self.in_a_row}}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        saved = _saved_attributes(self, state)
+        self.total, self.in_a_row = saved.get("total", 0), saved.get("in_a_row", 0)
+
+
+class StreamState(TrainerCallback, ExportableState):
+    """
+    Keeps how far every process is in a stream, in `trainer_state.json`: Trainer writes this file last, so a checkpoint
+    that has it is whole, and one file holds the states of all processes.
+
+    Args:
+        rows: what this process trains on.
+
+    Attributes:
+        states: `rows.state_dict()` of every process, at the last [`gather`].
+    """
+
+    def __init__(self, rows: "StreamedRows"):
+        self.rows = rows
+        self.states: list[dict[str, Any]] = []
+
+    def gather(self) -> None:
+        """Bring `states` up to date. All processes have a part in it."""
+        self.states = [self.rows.state_dict()]
+        if self.rows.processes > 1:
+            self.states *= self.rows.processes
+            torch.distributed.all_gather_object(self.states, self.rows.state_dict())
+
+    def state(self) -> dict[str, Any]:
+        """For Trainer, which writes it into `trainer_state.json`."""
+        return {"args": {}, "attributes": {"states": self.states}}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        states = _saved_attributes(self, state).get("states")
+        if states:
+            # Where there are more processes than states, the first one's says so.
+            self.rows.load_state_dict(states[self.rows.process if self.rows.process < len(states) else 0])
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        state.epoch = state.global_step / state.max_steps  # Trainer counts from the last continuation
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.gather()
 
 
 class SaveOnTermination(TrainerCallback):

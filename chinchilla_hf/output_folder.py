@@ -5,6 +5,7 @@ A run's folder holds `run.json` from its first second, Trainer's `checkpoint-<st
 end the model itself, laid out as a Hub repository.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -30,6 +31,10 @@ TRAINER_LOGS = "runs"  # where Trainer puts TensorBoard's files
 _STAGING = ".saving-"
 # A folder with the configuration but without weights does not load, so these are the last to get there.
 _WEIGHTS = re.compile(r"model.*\.safetensors(\.index\.json)?")
+
+
+class NotSavedError(OSError):
+    """Something could not be written, because the disk is full, most of the time."""
 
 
 def claim_output_folder(
@@ -134,6 +139,27 @@ def _damage(checkpoint: Path) -> str | None:
     return None
 
 
+@contextlib.contextmanager
+def clear_save_errors(what: str) -> Iterator[None]:
+    """
+    Around writing the files of a run. What a full disk raises differs between Python, torch and safetensors.
+
+    Args:
+        what: is written, for the message.
+
+    Raises:
+        NotSavedError: instead of these.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0] if str(error) else repr(error)  # torch adds where in its code it was
+        raise NotSavedError(
+            f"{what} could not be saved: {reason}. Is the disk full? Make room, and the same command goes on from the "
+            "last checkpoint that is whole"
+        ) from error
+
+
 def save_model_folder(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -151,8 +177,20 @@ def save_model_folder(
         tokenizer: beside it.
         folder: made if it is not there.
         state_dict: the weights, where `model` holds only a part of them: `accelerator.get_state_dict` under FSDP.
+
+    Raises:
+        NotSavedError: the files cannot be written; an older model is whole.
     """
-    folder = Path(folder)
+    with clear_save_errors(f"the model in {folder}"):
+        _save_model_folder(model, tokenizer, Path(folder), state_dict)
+
+
+def _save_model_folder(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    state_dict: dict[str, torch.Tensor] | None,
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for abandoned in folder.glob(f"{_STAGING}*"):  # by a process that was killed
         shutil.rmtree(abandoned, ignore_errors=True)

@@ -14,12 +14,15 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from .callbacks import BudgetClock, StepTimer
+from .callbacks import BudgetClock, SkippedSteps, StepTimer, StreamState
+from .data.streaming import StreamedRows
 from .optim import MuonWithAdamW, decaying_schedule, parameter_groups
+from .output_folder import clear_save_errors
 from .sharding import (
     check_fsdp,
     deepspeed_is_requested,
@@ -215,6 +218,8 @@ class PretrainingTrainer(Trainer):
     """
     Trainer with our optimizer and schedule, that skips steps that are not finite, and logs what the machine achieves.
 
+    `train_dataset` is [`PackedRows`] or, straight from a stream, [`StreamedRows`], whose state is in every checkpoint.
+
     Args:
         clock: ends the run by time; without it, the run ends by steps.
         flops_per_step: of all devices together, see `scaling.flops.pretraining_step`.
@@ -244,10 +249,12 @@ class PretrainingTrainer(Trainer):
         self.padding = padding
         self.peak_flops = peak_flops
         self.timer = StepTimer()
-        self.skipped_steps = 0
-        self._skipped_in_a_row = 0
+        self.skipped = SkippedSteps()
         self._logged = (0, 0.0)  # steps and seconds of the timer at the last log
-        for callback in (self.timer, clock):
+        self.stream = StreamState(self.train_dataset) if isinstance(self.train_dataset, StreamedRows) else None
+        if self.stream is not None:
+            self.args.ignore_data_skip = True  # the rows themselves go on where they were
+        for callback in (self.timer, clock, self.skipped, self.stream):
             if callback is not None:
                 self.add_callback(callback)
 
@@ -307,6 +314,33 @@ class PretrainingTrainer(Trainer):
         options = StateDictOptions(full_state_dict=True, strict=False)
         set_model_state_dict(self.model if model is None else model, weights, options=options)
 
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that were skipped so far, before an interruption, too."""
+        return self.skipped.total
+
+    def get_train_dataloader(self) -> DataLoader:
+        if self.stream is None:
+            return super().get_train_dataloader()
+        # Not prepared by Accelerate, which would deal out to the processes what each of them reads for itself.
+        args = self.args
+        return DataLoader(
+            self.stream.rows,
+            self._train_batch_size,
+            collate_fn=self.stream.rows.collate,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and args.device.type != "cpu",
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            generator=torch.Generator(),  # or making it would draw from the generator of dropout, at every resume
+        )
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        if self.stream is not None:
+            self.stream.gather()
+        with clear_save_errors(f"the checkpoint of step {self.state.global_step} in {self.args.output_dir}"):
+            super()._save_checkpoint(*args, **kwargs)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             args = self.args
@@ -334,10 +368,13 @@ class PretrainingTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         if self.clock is not None:
             self.train_dataset.progress = self.clock.progress()
-        return super().training_step(*args, **kwargs)
+        if self.stream is not None:
+            self.stream.rows.consumed(inputs)
+            self.padding = self.stream.rows.padding
+        return super().training_step(model, inputs, *args, **kwargs)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Besides, leave no gradient where one is not finite: the optimizer then does nothing."""
@@ -345,17 +382,17 @@ class PretrainingTrainer(Trainer):
         if isinstance(grad_norm, DTensor):
             grad_norm = grad_norm.full_tensor()  # that of all shards, as a plain number for the log
         if math.isfinite(float(grad_norm)):
-            self._skipped_in_a_row = 0
+            self.skipped.in_a_row = 0
             return grad_norm
         model.zero_grad()
-        self.skipped_steps += 1
-        self._skipped_in_a_row += 1
+        self.skipped.total += 1
+        self.skipped.in_a_row += 1
         first = self.state.global_step * self.args.train_batch_size * self.args.gradient_accumulation_steps
         first *= self.args.world_size
         logger.warning("step %d skipped: its loss or gradient is not finite", self.state.global_step)
-        if self._skipped_in_a_row >= self.args.max_skipped_steps:
+        if self.skipped.in_a_row >= self.args.max_skipped_steps:
             raise FloatingPointError(
-                f"{self._skipped_in_a_row} steps in a row had a loss or gradient that is not finite, the last one step "
+                f"{self.skipped.in_a_row} steps in a row had a loss or gradient that is not finite, the last one step "
                 f"{self.state.global_step} (its rows begin with item {first} of the data set): lower the learning "
                 "rate, or go on from an earlier checkpoint"
             )

@@ -7,7 +7,7 @@ import time
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from chinchilla_hf.callbacks import BudgetClock, SaveOnTermination, StepTimer
+from chinchilla_hf.callbacks import BudgetClock, SaveOnTermination, SkippedSteps, StepTimer
 
 
 @pytest.fixture
@@ -56,6 +56,17 @@ def test_a_signal_saves_and_stops_at_the_end_of_the_step(arguments):
     assert control.should_save and control.should_training_stop and callback.stopped
     callback.on_train_end(arguments, state, control)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_skipped_steps_before_an_interruption_count(arguments):
+    skipped = SkippedSteps()
+    skipped.total, skipped.in_a_row = 3, 2
+    state = TrainerState(global_step=7, stateful_callbacks={"SkippedSteps": skipped.state()})
+    again = SkippedSteps()
+    again.on_train_begin(arguments, state, TrainerControl())
+    assert (again.total, again.in_a_row) == (3, 2)
+    again.on_train_begin(arguments, TrainerState(stateful_callbacks={}), TrainerControl())
+    assert (again.total, again.in_a_row) == (0, 0)
 
 
 def test_the_timer_counts_steps_and_not_what_is_between_them(arguments):

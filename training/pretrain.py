@@ -6,9 +6,10 @@ Pretrain an encoder on raw text, by steps, by epochs, or for as long as you have
     accelerate launch training/pretrain.py ...                               on several devices
 
 Texts come from local files or the Hub. They are tokenized once, with a tokenizer of yours or one that is trained on
-them, kept on disk, and packed into rows without padding, in which documents do not see each other. The output folder
-holds the model, laid out as a Hub repository, `run.json`, and the loss curve. An interrupted run goes on where it was:
-repeat the command. What comes out is fine-tuned by `training/classify.py --model`.
+them, kept on disk, and packed into rows without padding, in which documents do not see each other. With `--stream` they
+are tokenized while the model trains, and nothing is kept. The output folder holds the model, laid out as a Hub
+repository, `run.json`, and the loss curve. An interrupted run goes on where it was: repeat the command. What comes out
+is fine-tuned by `training/classify.py --model`.
 """
 
 import dataclasses
@@ -34,9 +35,16 @@ from chinchilla_hf.data.corpora import Corpus
 from chinchilla_hf.data.objectives import MaskedOrCausal, MaskedTokens, MaskingSchedule
 from chinchilla_hf.data.packing import PackedRows, SpecialTokens, collate_rows, cut_documents, pack
 from chinchilla_hf.data.sentence_pairs import SentencePairRows, find_pairs
+from chinchilla_hf.data.streaming import WINDOW_CHARACTERS, StreamedRows, StreamError, held_out_rows, stream_facts
 from chinchilla_hf.data.token_store import TokenStore, tokenizer_of_corpus
 from chinchilla_hf.metrics import plot_loss_curve, pretraining_compute_metrics, token_predictions
-from chinchilla_hf.output_folder import RUN_RECORD, claim_output_folder, list_checkpoints, save_model_folder
+from chinchilla_hf.output_folder import (
+    RUN_RECORD,
+    NotSavedError,
+    claim_output_folder,
+    list_checkpoints,
+    save_model_folder,
+)
 from chinchilla_hf.processes import closed_process_group
 from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
 from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, peak_memory_bytes
@@ -79,6 +87,19 @@ class DataArguments:
     row_length: int = field(default=128, metadata={"help": "Tokens in a packed row; longer documents are cut."})
     cache_dir: str | None = field(
         default=None, metadata={"help": "Where tokens are kept. Default: Hugging Face's cache."}
+    )
+    stream: bool = field(
+        default=False,
+        metadata={
+            "help": "Read, tokenize and train at once, and store nothing but the tokenizer. Needs --max_steps or "
+            "--max_minutes."
+        },
+    )
+    validation_documents: int = field(
+        default=50_000, metadata={"help": "Of a stream, take validation_share of so many first documents."}
+    )
+    window_characters: int = field(
+        default=WINDOW_CHARACTERS, metadata={"help": "Of a stream, so much text is shuffled and packed at a time."}
     )
 
 
@@ -142,6 +163,19 @@ class ScratchArguments:
 OPTIONS = (DataArguments, ObjectiveArguments, ModelArguments, ScratchArguments, PretrainingArguments)
 
 
+def check_stream(objective: ObjectiveArguments, options: PretrainingArguments) -> None:
+    """What a stream cannot do ends the run before anything is read."""
+    if options.max_minutes is None and options.max_steps < 0:
+        raise ValueError(
+            "--stream needs --max_steps or --max_minutes: how many rows a stream has is known at its end only"
+        )
+    if objective.next_sentence:
+        raise ValueError(
+            "--next_sentence cannot go with --stream, because it borrows sentences from the whole corpus: leave out "
+            "one of the two"
+        )
+
+
 def make_tokenizer(
     corpus: Corpus, data: DataArguments, options: ModelArguments, shape: ScratchArguments
 ) -> PreTrainedTokenizerFast:
@@ -151,6 +185,7 @@ def make_tokenizer(
         corpus,
         cache_dir=data.cache_dir,
         max_documents=shape.tokenizer_documents,
+        fingerprint=corpus.quick_fingerprint() if data.stream else None,
         algorithm=shape.tokenizer_algorithm,
         vocab_size=shape.vocab_size,
         model_max_length=shape.max_position_embeddings,
@@ -185,6 +220,50 @@ def make_model(
     return model
 
 
+def make_objectives(
+    tokenizer: PreTrainedTokenizerFast, objective: ObjectiveArguments
+) -> tuple[MaskedTokens, MaskedTokens]:
+    """Masked tokens to train on and to validate on, the latter always at the rate of the end."""
+    shares = objective.mask_share, objective.random_share
+    masked = MaskedTokens(tokenizer, MaskingSchedule(objective.masking_rate, objective.final_masking_rate), *shares)
+    rate = objective.final_masking_rate
+    return masked, MaskedTokens(tokenizer, MaskingSchedule(rate, rate), *shares)
+
+
+def make_streamed_rows(
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerFast,
+    data: DataArguments,
+    objective: ObjectiveArguments,
+    options: PretrainingArguments,
+) -> tuple[StreamedRows, PackedRows]:
+    """As `make_rows`, but the rows to train on are made while training."""
+    masked, validation = make_objectives(tokenizer, objective)
+    train_rows = StreamedRows(
+        corpus,
+        tokenizer,
+        data.row_length,
+        MaskedOrCausal(masked, objective.causal_share) if objective.causal_share else masked,
+        seed=options.seed,
+        held_out_share=data.validation_share,
+        max_documents=data.max_documents,
+        window_characters=data.window_characters,
+        process=options.process_index,
+        processes=options.world_size,
+        workers=options.dataloader_num_workers,
+    )
+    validation_rows = held_out_rows(
+        corpus,
+        tokenizer,
+        data.row_length,
+        validation,
+        share=data.validation_share,
+        max_documents=min(data.validation_documents, data.max_documents or data.validation_documents),
+        seed=options.seed,
+    )
+    return train_rows, validation_rows
+
+
 def make_rows(
     store: TokenStore, tokenizer: PreTrainedTokenizerFast, data: DataArguments, objective: ObjectiveArguments, seed: int
 ) -> tuple[PackedRows, PackedRows]:
@@ -196,10 +275,7 @@ def make_rows(
             f"--validation_share is {data.validation_share}, which leaves {held_out.sum()} of {len(store)} documents "
             "for validation and the others for training (equal texts stay together): change it, or give more documents"
         )
-    shares = objective.mask_share, objective.random_share
-    masked = MaskedTokens(tokenizer, MaskingSchedule(objective.masking_rate, objective.final_masking_rate), *shares)
-    rate = objective.final_masking_rate
-    validation = MaskedTokens(tokenizer, MaskingSchedule(rate, rate), *shares)
+    masked, validation = make_objectives(tokenizer, objective)
     if objective.next_sentence:
         if objective.causal_share:
             raise ValueError("--causal_share cannot go with --next_sentence: leave out one of the two")
@@ -233,6 +309,8 @@ def main() -> None:
     main_process = options.process_index == 0
 
     with one_line_errors(), options.main_process_first(desc="preparing the data"):
+        if data.stream:
+            check_stream(objective, options)
         folder = Path(options.output_dir)
         corpus = Corpus(
             resolve_location(data.dataset),
@@ -252,27 +330,33 @@ def main() -> None:
         arguments["rows_per_step"] = rows_per_step
         tokenizer = make_tokenizer(corpus, data, model_options, shape)
         model = make_model(tokenizer, model_options, shape, data.row_length, objective.next_sentence)
-        store = TokenStore.build(
-            corpus,
-            tokenizer,
-            sentences=objective.next_sentence,
-            cache_dir=data.cache_dir,
-            max_documents=data.max_documents,
-            show_progress=main_process,
-        )
-        train_rows, validation_rows = make_rows(store, tokenizer, data, objective, options.seed)
+        if data.stream:
+            train_rows, validation_rows = make_streamed_rows(corpus, tokenizer, data, objective, options)
+            # What is read is counted as it comes.
+            facts = {"fingerprint": corpus.quick_fingerprint(), "rows": {"validation": len(validation_rows)}}
+            read = "a stream"
+        else:
+            store = TokenStore.build(
+                corpus,
+                tokenizer,
+                sentences=objective.next_sentence,
+                cache_dir=data.cache_dir,
+                max_documents=data.max_documents,
+                show_progress=main_process,
+            )
+            train_rows, validation_rows = make_rows(store, tokenizer, data, objective, options.seed)
+            facts = {name: store.facts[name] for name in ("fingerprint", "documents", "tokens", "skipped")} | {
+                "rows": {"train": len(train_rows), "validation": len(validation_rows)},
+                "padding": train_rows.packing.padding,
+            }
+            read = (
+                f"{facts['documents']:,} documents, {facts['tokens']:,} tokens, {len(train_rows):,} rows of "
+                f"{data.row_length} ({facts['padding']:.2%} padding)"
+            )
         record = RunRecord(
             task="fill-mask",
             arguments=arguments,
-            data={
-                "name": data.dataset,
-                "fingerprint": store.facts["fingerprint"],
-                "documents": store.facts["documents"],
-                "tokens": store.facts["tokens"],
-                "skipped": store.facts["skipped"],
-                "rows": {"train": len(train_rows), "validation": len(validation_rows)},
-                "padding": train_rows.packing.padding,
-            },
+            data={"name": data.dataset} | facts,
             model=describe_model(model, model_options.model),
             machine=describe_machine(options.device),
         )
@@ -280,7 +364,9 @@ def main() -> None:
             folder,
             record,
             ignore=result_neutral_options(list(arguments))
-            | {"per_device_train_batch_size", "gradient_accumulation_steps", "cache_dir"},
+            | {"per_device_train_batch_size", "gradient_accumulation_steps", "cache_dir"}
+            # A stream is stopped by bad text after much work, which is not to be done again to leave it out.
+            | ({"on_bad_text"} if data.stream else set()),
             overwrite=options.overwrite and main_process,
             write=main_process,
         )
@@ -309,20 +395,22 @@ def main() -> None:
         clock=clock,
         flops_per_step=flops_per_step,
         tokens_per_step=rows_per_step * data.row_length,
-        padding=train_rows.packing.padding,
+        padding=facts.get("padding", 0.0),
         peak_flops=options.world_size * matmul_flops_per_second(options.device, dtype),
     )
     if main_process:
-        print(
-            f"{store.facts['documents']:,} documents, {store.facts['tokens']:,} tokens, {len(train_rows):,} rows of "
-            f"{data.row_length} ({train_rows.packing.padding:.2%} padding); {model.num_parameters():,} parameters"
-        )
+        print(f"{read}; {model.num_parameters():,} parameters")
     try:
         result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except KeyboardInterrupt:
         sys.exit(f"interrupted at step {trainer.state.global_step}: the same command goes on from the last checkpoint")
-    except FloatingPointError as error:
+    except (FloatingPointError, NotSavedError, StreamError) as error:
         sys.exit(f"error: {error}")
+    if trainer.stream is not None:
+        counts = stream_facts(trainer.stream.states, data.row_length)
+        record.data |= counts | {"rows": {"train": counts["rows"], "validation": len(validation_rows)}}
+        if main_process:
+            record.write(folder / RUN_RECORD)
     if termination.stopped:
         sys.exit(f"stopped at step {trainer.state.global_step}: the same command goes on from there")
 
@@ -334,9 +422,9 @@ def main() -> None:
     record.scores = {"validation": scores}
     record.training |= {
         "steps": steps,
-        "epochs": steps * rows_per_step / len(train_rows),
+        "epochs": record.data["epochs"] if data.stream else steps * rows_per_step / len(train_rows),
         "examples": steps * rows_per_step,
-        "tokens": round(tokens * (1 - train_rows.packing.padding)),
+        "tokens": round(tokens * (1 - record.data["padding"])),
         "seconds": result.metrics["train_runtime"],
         "flops": steps * flops_per_step,
         "skipped_steps": trainer.skipped_steps,
@@ -346,7 +434,10 @@ def main() -> None:
     state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all processes have a part in it
     if not main_process:
         return
-    save_model_folder(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder, state_dict)
+    try:
+        save_model_folder(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder, state_dict)
+    except NotSavedError as error:
+        sys.exit(f"error: {error}")
     plot_loss_curve(trainer.state.log_history, folder / "loss.png")
     record.status = "finished"
     record.write(folder / RUN_RECORD)

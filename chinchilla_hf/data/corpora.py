@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import datasets
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
@@ -30,6 +30,28 @@ JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 COMPRESSION: dict[str, Callable[[IO[bytes]], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 DOCUMENT_SEPARATORS = ("blank_line", "line", "file")
 BAD_TEXT_CHOICES = ("stop", "skip")
+# Of every file, so much of its beginning and of its end goes into the quick fingerprint.
+QUICK_BYTES = 1 << 20
+# Rows of a Hub data set that are read at once.
+HUB_BATCH = 100
+
+
+class Place(NamedTuple):
+    """
+    Where a document ends in a [`Corpus`], so that reading can go on there: a plain tuple of numbers, for JSON.
+
+    Args:
+        file: number of files before this one; of a Hub data set, of shards.
+        item: lines or rows of the file up to here.
+        offset: bytes up to here, after decompression; 0 in files that are read by rows.
+    """
+
+    file: int = 0
+    item: int = 0
+    offset: int = 0
+
+
+BEGINNING = Place()
 
 
 @dataclass
@@ -102,56 +124,85 @@ class Corpus:
                 while block := stream.read(1 << 20):
                     file_digest.update(block)
             digest.update(file_digest.digest() + _kind(file).encode())
-        if not self.files:
-            builder = datasets.load_dataset_builder(self.source, self.config, revision=self.revision)
-            digest.update(json.dumps([self.source, self.config, self.split, builder.hash]).encode())
+        digest.update(self._hub_version())
         return digest.hexdigest()
 
-    def documents(self) -> "Documents":
-        """All documents, from the first one; texts without a visible character are left out."""
-        return Documents(self)
+    def quick_fingerprint(self) -> str:
+        """
+        As [`fingerprint`], for a stream that is not to be read as a whole first: the sizes of the files, their first
+        and their last megabyte. It is the same for a copy, but a change in the middle of a file that leaves its size
+        goes unnoticed. What is done at bad text is no part of it, so that it may change where reading stopped.
+        """
+        digest = hashlib.sha256(json.dumps([self.text_column, self.document_separator, len(self.files)]).encode())
+        for file in self.files:
+            size = file.stat().st_size
+            digest.update(f"{_kind(file)} {size} ".encode())
+            with open(file, "rb") as stream:
+                digest.update(stream.read(QUICK_BYTES))
+                stream.seek(max(0, size - QUICK_BYTES))
+                digest.update(stream.read(QUICK_BYTES))
+        digest.update(self._hub_version())
+        return digest.hexdigest()
+
+    def _hub_version(self) -> bytes:
+        """What tells one version of a Hub data set from another; empty for files."""
+        if self.files:
+            return b""
+        builder = datasets.load_dataset_builder(self.source, self.config, revision=self.revision)
+        return json.dumps([self.source, self.config, self.split, builder.hash]).encode()
+
+    def documents(self, start: Place = BEGINNING) -> "Documents":
+        """All documents behind `start`, from the first one; texts without a visible character are left out."""
+        return Documents(self, start)
 
 
 class Documents(Iterator[str]):
     """
     The documents of a [`Corpus`], one by one.
 
-    `bytes_read` says how far it is in the files, for a progress bar; `num_skipped` how many it could not read.
+    `place` is the end of the last one: `corpus.documents(place)` begins with the next. `bytes_read` says how far it is
+    in the files, for a progress bar; `num_skipped` how many it could not read.
 
     Raises:
         ValueError: bytes or lines that cannot be read, with the file and the place; a column that is not there.
     """
 
-    def __init__(self, corpus: Corpus):
+    def __init__(self, corpus: Corpus, start: Place = BEGINNING):
         self.corpus = corpus
+        self.place = start
         self.bytes_read = 0
         self.num_skipped = 0
-        self._texts = self._from_files() if corpus.files else self._from_hub()
+        self._texts = self._from_files(start) if corpus.files else self._from_hub(start)
 
     def __next__(self) -> str:
         return next(self._texts)
 
-    def _from_files(self) -> Iterator[str]:
+    def _from_files(self, start: Place) -> Iterator[str]:
         finished = 0
-        for path in self.corpus.files:
-            reader = {"text": self._plain_text, "json": self._json_lines, "parquet": self._parquet}[_kind(path)]
-            for text in reader(path, finished):
-                if text.strip():
-                    yield text
+        for number, path in enumerate(self.corpus.files):
+            if number >= start.file:
+                begin = start if number == start.file else Place(number)
+                reader = {"text": self._plain_text, "json": self._json_lines, "parquet": self._parquet}[_kind(path)]
+                for place, text in reader(path, finished, begin):
+                    if text.strip():
+                        self.place = place
+                        yield text
             finished += path.stat().st_size
             self.bytes_read = finished
 
-    def _lines(self, path: Path, finished: int) -> Iterator[tuple[int, int, str]]:
-        """Number, offset in the (decompressed) file and text of every line that can be decoded."""
+    def _lines(self, path: Path, finished: int, begin: Place) -> Iterator[tuple[Place, str]]:
+        """Text and end of every line behind `begin` that can be decoded."""
         with open(path, "rb") as raw:
             opener = COMPRESSION.get(path.suffix.lower())
             stream: IO[bytes] = opener(raw) if opener else raw
-            offset = 0
+            offset = begin.offset
             try:
-                for number, line in enumerate(stream, start=1):
+                stream.seek(offset)
+                for number, line in enumerate(stream, start=begin.item + 1):
                     self.bytes_read = finished + raw.tell()
                     try:
-                        yield number, offset, line.decode("utf-8-sig" if offset == 0 else "utf-8")
+                        text = line.decode("utf-8-sig" if offset == 0 else "utf-8")
+                        yield Place(begin.file, number, offset + len(line)), text
                     except UnicodeDecodeError as error:
                         self._bad(
                             f"{path} is not UTF-8 at byte {offset + error.start} (line {number}): "
@@ -162,31 +213,32 @@ class Documents(Iterator[str]):
             except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
                 raise ValueError(f"{path} cannot be read beyond byte {offset}: {error}. Is the file whole?") from error
 
-    def _plain_text(self, path: Path, finished: int) -> Iterator[str]:
+    def _plain_text(self, path: Path, finished: int, begin: Place) -> Iterator[tuple[Place, str]]:
         separator = self.corpus.document_separator
         document: list[str] = []
-        for _, _, line in self._lines(path, finished):
+        place = begin
+        for place, line in self._lines(path, finished, begin):
             if separator == "line":
-                yield line.rstrip("\r\n")
+                yield place, line.rstrip("\r\n")
             elif separator == "blank_line" and not line.strip():
-                yield "".join(document).rstrip()
+                yield place, "".join(document).rstrip()
                 document = []
             else:
                 document.append(line)
-        yield "".join(document).rstrip()
+        yield place, "".join(document).rstrip()
 
-    def _json_lines(self, path: Path, finished: int) -> Iterator[str]:
-        for number, _, line in self._lines(path, finished):
+    def _json_lines(self, path: Path, finished: int, begin: Place) -> Iterator[tuple[Place, str]]:
+        for place, line in self._lines(path, finished, begin):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                self._bad(f"line {number} of {path} is not JSON ({error.msg})", error)
+                self._bad(f"line {place.item} of {path} is not JSON ({error.msg})", error)
                 continue
-            yield self._text_of(row, f"line {number} of {path}")
+            yield place, self._text_of(row, f"line {place.item} of {path}")
 
-    def _parquet(self, path: Path, finished: int) -> Iterator[str]:
+    def _parquet(self, path: Path, finished: int, begin: Place) -> Iterator[tuple[Place, str]]:
         with pq.ParquetFile(path) as file:
             if self.corpus.text_column not in file.schema_arrow.names:
                 raise ValueError(
@@ -194,13 +246,18 @@ class Documents(Iterator[str]):
                     f"{', '.join(file.schema_arrow.names)}: choose one of them"
                 )
             size, rows = path.stat().st_size, 0
-            for batch in file.iter_batches(batch_size=1000, columns=[self.corpus.text_column]):
+            groups = list(range(file.num_row_groups))
+            while groups and rows + file.metadata.row_group(groups[0]).num_rows <= begin.item:
+                rows += file.metadata.row_group(groups.pop(0)).num_rows
+            for batch in file.iter_batches(batch_size=1000, row_groups=groups, columns=[self.corpus.text_column]):
                 for text in batch.column(0).to_pylist():
                     rows += 1
-                    yield self._text_of({self.corpus.text_column: text}, f"row {rows} of {path}")
+                    if rows > begin.item:
+                        where = f"row {rows} of {path}"
+                        yield Place(begin.file, rows), self._text_of({self.corpus.text_column: text}, where)
                 self.bytes_read = finished + size * rows // max(file.metadata.num_rows, 1)
 
-    def _from_hub(self) -> Iterator[str]:
+    def _from_hub(self, start: Place) -> Iterator[str]:
         corpus = self.corpus
         try:
             stream = datasets.load_dataset(
@@ -211,10 +268,25 @@ class Documents(Iterator[str]):
                 f"{corpus.source!r} is no file or folder in {Path.cwd()}, and the Hub gives out no data set of that "
                 f"name: {error}"
             ) from error
-        for number, row in enumerate(stream, start=1):
-            text = self._text_of(row, f"row {number} of {corpus.source}")
-            if text.strip():
-                yield text
+        # Shard by shard, so that whoever goes on from a place reads one of them again, not all. The state that streams
+        # of `datasets` keep themselves has gone wrong at the second interruption (huggingface/datasets#8308).
+        for shard in range(start.file, stream.num_shards):
+            begin = start.item if shard == start.file else 0
+            rows = stream.shard(num_shards=stream.num_shards, index=shard)
+            part = f" in shard {shard}" if stream.num_shards > 1 else ""
+            number = 0
+            # In batches, because one by one a stream gives a worker of a data loader only its own share of the shards.
+            for batch in rows.iter(batch_size=HUB_BATCH):
+                if corpus.text_column not in batch:
+                    self._text_of(batch, f"row {number + 1}{part} of {corpus.source}")  # raises
+                for value in batch[corpus.text_column]:
+                    number += 1
+                    if number <= begin:
+                        continue
+                    text = self._text_of({corpus.text_column: value}, f"row {number}{part} of {corpus.source}")
+                    if text.strip():
+                        self.place = Place(shard, number)
+                        yield text
 
     def _text_of(self, row: Any, where: str) -> str:
         column = self.corpus.text_column

@@ -15,13 +15,13 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from huggingface_hub.constants import HF_HOME
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -120,7 +120,18 @@ class TokenStore:
         The text of a document decides, so that a text that occurs several times is on one side only, and a document
         stays on its side when the corpus grows.
         """
-        return np.asarray(self.document_hashes) < np.uint64(share * float(2**64 - 2048))
+        return is_held_out(self.document_hashes, share)
+
+
+def hash_documents(texts: Sequence[str]) -> np.ndarray:
+    """`(documents,)` 64 bits of the text of every document."""
+    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return np.frombuffer(digests, dtype=np.uint64)
+
+
+def is_held_out(document_hashes: np.ndarray, share: float) -> np.ndarray:
+    """`(documents,)` of bool: which documents are held out for validation, by [`hash_documents`]."""
+    return np.asarray(document_hashes) < np.uint64(share * float(2**64 - 2048))
 
 
 def _publish(write: Callable[[Path], Any], folder: Path) -> None:
@@ -143,6 +154,7 @@ def tokenizer_of_corpus(
     *,
     cache_dir: str | os.PathLike[str] | None = None,
     max_documents: int | None = None,
+    fingerprint: str | None = None,
     **settings: Any,
 ) -> PreTrainedTokenizerFast:
     """
@@ -152,9 +164,10 @@ def tokenizer_of_corpus(
         corpus: where the documents come from.
         cache_dir: as for [`TokenStore.build`].
         max_documents: only so many, from the first one.
+        fingerprint: tells this corpus from others, where it is not to be read as a whole first.
         settings: see [`train_tokenizer`].
     """
-    key = json.dumps([FORMAT, corpus.fingerprint(), max_documents, settings], sort_keys=True)
+    key = json.dumps([FORMAT, fingerprint or corpus.fingerprint(), max_documents, settings], sort_keys=True)
     folder = Path(cache_dir or DEFAULT_CACHE) / f"tokenizer-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
     if not folder.is_dir():
         texts = (text for text, _ in zip(corpus.documents(), range(max_documents or sys.maxsize), strict=False))
@@ -166,10 +179,8 @@ def tokenizer_of_corpus(
 def _write(
     folder: Path, corpus: Corpus, rules: str, sentences: bool, max_documents: int | None, show_progress: bool
 ) -> dict[str, Any]:
-    tokenizer = Tokenizer.from_str(rules)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    dtype = "uint16" if tokenizer.get_vocab_size() <= 1 << 16 else "uint32"
+    tokenizer = whole_text_tokenizer(rules)
+    dtype = token_dtype(tokenizer)
     names = ["tokens", "document_starts", "document_hashes", *(["sentence_starts"] if sentences else [])]
     files: dict[str, BinaryIO] = {}
     documents = corpus.documents()
@@ -178,15 +189,11 @@ def _write(
         for name in names:
             files[name] = open(folder / f"{name}.bin", "wb")  # noqa: SIM115, closed below
         bar = tqdm(total=corpus.size, unit="B", unit_scale=True, desc="Tokenizing", disable=not show_progress)
-        for batch in _batches(documents, max_documents):
-            parts = [part for text in batch for part in _parts(text)]
-            encode = tokenizer.encode_batch if sentences else tokenizer.encode_batch_fast  # the second has no offsets
-            encodings = iter(encode(parts, add_special_tokens=False))
-            for text in batch:
+        for batch in batches(documents, max_documents):
+            files["document_hashes"].write(hash_documents(batch).tobytes())
+            for text, parts in zip(batch, tokenize(tokenizer, batch, offsets=sentences), strict=True):
                 files["document_starts"].write(np.int64(num_tokens).tobytes())
-                files["document_hashes"].write(hashlib.blake2b(text.encode(), digest_size=8).digest())
-                for part in _parts(text):
-                    encoding = next(encodings)
+                for part, encoding in parts:
                     if sentences:
                         starts = _sentence_starts(part, encoding.offsets)
                         files["sentence_starts"].write((starts + num_tokens).tobytes())
@@ -220,7 +227,39 @@ def _write(
     }
 
 
-def _batches(documents: Iterator[str], max_documents: int | None) -> Iterator[list[str]]:
+def whole_text_tokenizer(rules: str) -> Tokenizer:
+    """The tokenizer of the JSON `rules`, without truncation and padding."""
+    tokenizer = Tokenizer.from_str(rules)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def token_dtype(tokenizer: Tokenizer) -> str:
+    """The smallest integers that hold its tokens."""
+    return "uint16" if tokenizer.get_vocab_size() <= 1 << 16 else "uint32"
+
+
+def tokenize(
+    tokenizer: Tokenizer, texts: Sequence[str], *, offsets: bool = False
+) -> Iterator[list[tuple[str, Encoding]]]:
+    """
+    For every text, the parts that it is tokenized in, each with its tokens.
+
+    Args:
+        tokenizer: works on all cores.
+        texts: at most a batch, see [`batches`].
+        offsets: whether the encodings have them, which takes longer.
+    """
+    parts = [_parts(text) for text in texts]
+    encode = tokenizer.encode_batch if offsets else tokenizer.encode_batch_fast
+    encodings = iter(encode([part for of_text in parts for part in of_text], add_special_tokens=False))
+    for of_text in parts:
+        yield [(part, next(encodings)) for part in of_text]
+
+
+def batches(documents: Iterable[str], max_documents: int | None = None) -> Iterator[list[str]]:
+    """Documents, as many at a time as are tokenized in one call."""
     batch: list[str] = []
     size = 0
     for number, text in enumerate(documents, start=1):

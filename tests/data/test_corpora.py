@@ -9,7 +9,8 @@ import datasets
 import pandas as pd
 import pytest
 
-from chinchilla_hf.data.corpora import Corpus
+from chinchilla_hf.data import corpora
+from chinchilla_hf.data.corpora import Corpus, Place
 
 TEXTS = ["One. Two lines\nhere.", "Zwei Wörter", "三个字"]
 
@@ -70,6 +71,54 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path):
     fingerprints = [Corpus(str(path)).fingerprint() for path in (first, copy, other)]
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
     assert Corpus(str(first), text_column="body").fingerprint() != fingerprints[0]
+
+
+def test_the_quick_fingerprint_is_that_of_size_beginning_and_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "QUICK_BYTES", 4)
+    path = tmp_path / "a.txt"
+
+    def fingerprint(text: str, **settings: str) -> str:
+        path.write_text(text)
+        return Corpus(str(path), **settings).quick_fingerprint()
+
+    original = fingerprint("begin middle end")
+    assert fingerprint("begin middle end", on_bad_text="skip") == original
+    others = [fingerprint(text) for text in ("Begin middle end", "begin middle End", "begin a middle end")]
+    others.append(fingerprint("begin middle end", document_separator="line"))
+    assert len({original, *others}) == 5
+    assert fingerprint("x") != fingerprint("y")  # shorter than what is read
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.bz2", "jsonl.xz", "parquet", "txt"])
+@pytest.mark.parametrize("separator", ["blank_line", "line", "file"])
+def test_reading_goes_on_behind_any_document(tmp_path, kind, separator):
+    texts = ["", *TEXTS, " ", *(f"text {i}" for i in range(7)), ""]
+    for name in ("a", "b"):
+        path = tmp_path / f"{name}.{kind}"
+        if kind == "txt":
+            path.write_text("\ufeff" + "\n\n".join(texts))
+        elif kind == "parquet":
+            pd.DataFrame({"text": texts}).to_parquet(path, row_group_size=3)
+        else:
+            openers = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
+            write_jsonl(path, texts, opener=openers.get(kind[6:], open))
+    corpus = Corpus(str(tmp_path), document_separator=separator)
+    reader, places = corpus.documents(), [Place()]
+    expected = [(text, places.append(reader.place))[0] for text in reader]
+    assert len(expected) >= 2
+    for number, place in enumerate(places):
+        again = corpus.documents(Place(*json.loads(json.dumps(place))))
+        assert list(again) == expected[number:]
+        assert again.bytes_read == corpus.size
+
+
+def test_places_in_lines_that_cannot_be_read(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n{"text": "b"}\n{bad\n')
+    reader = Corpus(str(path)).documents()
+    next(reader)
+    with pytest.raises(ValueError, match=f"line 3 of {path} is not JSON"):
+        list(Corpus(str(path)).documents(reader.place))
 
 
 def test_progress_reaches_the_size_of_the_files(tmp_path):

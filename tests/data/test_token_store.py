@@ -136,3 +136,11 @@ def test_a_tokenizer_is_trained_once_for_a_corpus(corpus, tmp_path, monkeypatch)
     again = tokenizer_of_corpus(corpus, cache_dir=tmp_path / "cache", **settings)
     assert first.get_vocab() == again.get_vocab() and again.model_max_length == 32
     assert again.mask_token == "[MASK]"
+
+    def whole(corpus):
+        raise AssertionError("read as a whole")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(Corpus, "fingerprint", whole)
+    quick = tokenizer_of_corpus(corpus, cache_dir=tmp_path / "cache", fingerprint="f00d", **settings)
+    assert quick.get_vocab() == first.get_vocab()

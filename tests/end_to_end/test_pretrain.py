@@ -1,12 +1,15 @@
-"""`training/pretrain.py` as its users run it: by steps, by time, interrupted, on two processes, and with bad input."""
+"""`training/pretrain.py` as its users run it: by steps or time, interrupted, on two processes, and with bad input."""
 
+import contextlib
 import functools
 import json
 import random
 import re
+import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,9 @@ from safetensors.torch import load_file
 from scripts import TRAINING, launch, launcher, read_record, run_script, stop_at_checkpoint, words
 from transformers import AutoModelForMaskedLM, pipeline
 
-from chinchilla_hf import ChinchillaConfig, ChinchillaForMaskedLM, train_tokenizer
+from chinchilla_hf import ChinchillaConfig, ChinchillaForMaskedLM, output_folder, train_tokenizer
+from chinchilla_hf.callbacks import StepTimer
+from chinchilla_hf.output_folder import list_checkpoints
 
 TINY = {
     "vocab_size": 200,
@@ -31,6 +36,8 @@ TINY = {
     "report_to": "none",
     "disable_tqdm": True,
 }
+# About eight windows in an epoch.
+STREAM = {"stream": True, "window_characters": 4000, "validation_documents": 200}
 SUBJECTS, VERBS = ["the cat", "a dog", "my aunt"], ["sees", "likes", "finds"]
 OBJECTS = ["a tree", "the house", "fish"]
 
@@ -113,13 +120,69 @@ def test_going_on_from_a_model(pretrain, corpus, tmp_path):
     assert type(AutoModelForMaskedLM.from_pretrained(tmp_path / "second")) is ChinchillaForMaskedLM
 
 
+def test_from_a_stream(pretrain, corpus, tmp_path):
+    out = tmp_path / "out"
+    options = {
+        "dataset": corpus,
+        **TINY,
+        **STREAM,
+        "gradient_accumulation_steps": 2,
+        "save_steps": 100,
+        "eval_steps": 100,
+    }
+    printed = pretrain(**options, max_steps=200, learning_rate=1e-2, output_dir=out)
+    record = read_record(out)
+    assert record["training"]["epochs"] >= 3 and record["training"]["examples"] == 200 * 16
+    assert record["data"]["rows"]["train"] == 200 * 16 and record["data"]["rows"]["validation"] > 5
+    assert record["data"]["documents"] >= 400 * record["training"]["epochs"] and 0 < record["data"]["padding"] < 0.1
+    assert record["data"]["tokens"] < record["training"]["tokens"]  # the latter with special tokens
+    assert record["scores"]["validation"]["masked_accuracy"] > 0.3 and printed.startswith("a stream")
+    assert [path.name[:9] for path in (tmp_path / "cache").iterdir()] == ["tokenizer"]  # nothing else is stored
+
+
 # ---- Interruptions ----
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_a_run_that_was_stopped_twice_ends_with_the_same_bits(pretrain, corpus, tmp_path, bf16):
+@pytest.fixture
+def interrupted(pretrain, monkeypatch):
+    """`interrupted(step, **options)`: run the script in this process until Ctrl-C at the end of `step`."""
+
+    def run(step: int, **options: object) -> None:
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == step:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(StepTimer, "on_step_end", on_step_end)
+            with pytest.raises(SystemExit, match=f"interrupted at step {step}: the same command goes on"):
+                pretrain(**options)
+
+    return run
+
+
+@contextlib.contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    """What is written beyond that fails, as on a full disk."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    weights = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    return all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+# float32 from a stream is in the test after this one.
+@pytest.mark.parametrize(("bf16", "stream"), [(False, False), (True, False), (True, True)])
+def test_a_run_that_was_stopped_twice_ends_with_the_same_bits(pretrain, corpus, tmp_path, bf16, stream):
     """Killed (-9) after a checkpoint, then told to end (SIGTERM), which saves one."""
     options = {"dataset": corpus, **TINY, "max_steps": 60, "hidden_dropout": 0.1, "bf16": bf16, "causal_share": 0.25}
+    options |= STREAM if stream else {}
     options |= {"cache_dir": tmp_path / "cache"}
     straight, out = tmp_path / "straight", tmp_path / "out"
     command = [sys.executable, str(TRAINING / "pretrain.py"), *words(options | {"output_dir": out})]
@@ -132,9 +195,102 @@ def test_a_run_that_was_stopped_twice_ends_with_the_same_bits(pretrain, corpus, 
     pretrain(**options, output_dir=straight)
     resumed, whole = read_record(out), read_record(straight)
     assert resumed["training"]["resumed"] == 2
-    assert resumed["scores"] == whole["scores"]
-    weights = load_file(out / "model.safetensors"), load_file(straight / "model.safetensors")
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+    assert resumed["scores"] == whole["scores"] and resumed["data"] == whole["data"]
+    assert same_weights(out, straight)
+
+
+def test_half_written_checkpoints_and_a_full_disk_cost_no_more_than_the_last_steps(
+    pretrain, interrupted, corpus, tmp_path, caplog
+):
+    """The run ends with the same bits, here in float32, from a stream, and on a full disk after two interruptions."""
+    options = {"dataset": corpus, **TINY, **STREAM, "max_steps": 20, "hidden_dropout": 0.1, "bf16": False}
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    pretrain(**options, output_dir=straight)
+    interrupted(13, **options, output_dir=stopped)
+    assert [path.name for path in list_checkpoints(stopped)] == ["checkpoint-5", "checkpoint-10"]
+
+    out = shutil.copytree(stopped, tmp_path / "full")
+    # The weights fit, what the optimizer keeps does not.
+    with (
+        no_file_larger_than((out / "checkpoint-10" / "optimizer.pt").stat().st_size - 1),
+        pytest.raises(SystemExit, match=r"^error: the checkpoint of step 15 .* Is the disk full\? Make room") as exit_,
+    ):
+        pretrain(**options, output_dir=out)
+    assert "\n" not in exit_.value.code and (out / "checkpoint-15").exists()
+    pretrain(**options, output_dir=out)
+    assert f"removing {out / 'checkpoint-15'}, which was not saved to its end" in caplog.text
+    assert same_weights(out, straight)
+
+    # What a power cut leaves.
+    for name, length in (("optimizer.pt", 1000), ("model.safetensors", 1000), ("trainer_state.json", None)):
+        out = shutil.copytree(stopped, tmp_path / name)
+        path = out / "checkpoint-10" / name
+        path.unlink() if length is None else path.write_bytes(path.read_bytes()[:length])
+        pretrain(**options, output_dir=out)
+        assert f"removing {out / 'checkpoint-10'}, which was not saved to its end" in caplog.text
+        assert same_weights(out, straight) and read_record(out)["training"]["resumed"] == 1
+
+
+def test_a_disk_that_is_full_at_the_very_end_costs_nothing(pretrain, corpus, tmp_path, monkeypatch):
+    out, options = tmp_path / "out", {"dataset": corpus, **TINY, **STREAM, "max_steps": 5}
+    save = output_folder._save_model_folder
+
+    def on_a_full_disk(*arguments):
+        with no_file_larger_than(1000):
+            save(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output_folder, "_save_model_folder", on_a_full_disk)
+        with pytest.raises(
+            SystemExit, match=r"^error: the model in .* could not be saved: .*File too large.*Make room"
+        ):
+            pretrain(**options, output_dir=out)
+    assert read_record(out)["status"] == "running" and not (out / "model.safetensors").exists()
+    pretrain(**options, output_dir=out)
+    assert read_record(out)["training"]["steps"] == 5  # all of them were taken before
+
+
+def test_a_stream_goes_on_under_the_same_readers_only(pretrain, interrupted, corpus, tmp_path):
+    options = {"dataset": corpus, **TINY, **STREAM, "max_steps": 10, "output_dir": tmp_path / "out"}
+    interrupted(7, **options)
+    with pytest.raises(
+        SystemExit, match=r"error: the checkpoint is of a stream read by 1 process.* with 0 .* 1 with 2: "
+    ):
+        pretrain(**options, dataloader_num_workers=2)
+    pretrain(**options | {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2})
+    assert read_record(tmp_path / "out")["status"] == "finished"
+
+
+def test_a_stream_that_turns_bad_goes_on_without_the_bad_text(pretrain, corpus, tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    path.write_bytes(b"".join([*corpus.read_bytes().splitlines(keepends=True)[:300], b'{"text": "\xff"}\n']))
+    options = {"dataset": path, **TINY, **STREAM, "max_steps": 40, "tokenizer_documents": 200}
+    with pytest.raises(SystemExit, match=r"error: .*not UTF-8 at byte \d+ .line 301.*on_bad_text=.skip"):
+        pretrain(**options, output_dir=tmp_path / "out")
+    assert list_checkpoints(tmp_path / "out")
+    pretrain(**options, output_dir=tmp_path / "out", on_bad_text="skip")
+    record = read_record(tmp_path / "out")
+    assert record["training"]["resumed"] == 1 and record["data"]["skipped"] >= 1
+
+
+def test_skipped_steps_are_counted_over_interruptions(pretrain, interrupted, corpus, tmp_path, monkeypatch):
+    forward, bad = ChinchillaForMaskedLM.forward, {3, 7}
+    calls = 0
+
+    @functools.wraps(forward)  # Trainer reads the signature
+    def sometimes_bad(self, *args, **kwargs):
+        nonlocal calls
+        outputs = forward(self, *args, **kwargs)
+        calls += self.training
+        if self.training and calls in bad:
+            outputs.loss = outputs.loss * float("nan")
+        return outputs
+
+    monkeypatch.setattr(ChinchillaForMaskedLM, "forward", sometimes_bad)
+    options = {"dataset": corpus, **TINY, "max_steps": 10, "output_dir": tmp_path / "out"}
+    interrupted(6, **options)  # the checkpoint of step 5 knows of one
+    pretrain(**options)
+    assert calls == 6 + 5 and read_record(tmp_path / "out")["training"]["skipped_steps"] == 2
 
 
 def test_steps_that_are_not_finite_are_skipped_and_then_stop_the_run(pretrain, corpus, tmp_path, monkeypatch):
@@ -259,8 +415,26 @@ def test_a_run_goes_on_under_another_number_of_processes(corpus, tmp_path):
     assert read_record(out)["training"]["resumed"] == 1
 
 
-def test_two_processes_go_by_one_clock(corpus, tmp_path):
-    options = {"dataset": corpus, **TINY, "max_minutes": 0.05, "cache_dir": tmp_path / "cache"}
+@pytest.mark.slow
+def test_two_processes_share_a_stream(corpus, tmp_path):
+    """Told to end, and continued, to the same bits."""
+    options = {"dataset": corpus, **TINY, **STREAM, "max_steps": 40, "cache_dir": tmp_path / "cache"}
+    options |= {"hidden_dropout": 0.1, "output_dir": tmp_path / "out"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, str(TRAINING / "pretrain.py"), *words(options)]
+    _, errors = stop_at_checkpoint(command, tmp_path / "out", 10, signal.SIGTERM)
+    assert "the same command goes on from there" in errors
+    launch("pretrain", 2, options)
+    record = read_record(tmp_path / "out")
+    assert record["status"] == "finished" and record["training"]["resumed"] == 1
+    assert record["data"]["rows"]["train"] == record["training"]["examples"] == 40 * 16
+    launch("pretrain", 2, options | {"output_dir": tmp_path / "straight"})
+    assert same_weights(tmp_path / "out", tmp_path / "straight")
+    assert read_record(tmp_path / "straight")["data"] == record["data"]
+
+
+def test_two_processes_go_by_one_clock_through_a_stream(corpus, tmp_path):
+    options = {"dataset": corpus, **TINY, **STREAM, "max_minutes": 0.05, "cache_dir": tmp_path / "cache"}
     launch("pretrain", 2, options | {"output_dir": tmp_path / "out"})
     record = read_record(tmp_path / "out")
     assert record["status"] == "finished" and record["training"]["steps"] >= 1
@@ -285,6 +459,16 @@ SHORT = "\n\n".join(f"text number {i}" for i in range(100))
         (SHORT, {"max_steps": 0}, "max_steps is 0"),
         (SHORT, {"max_minutes": 1, "dataloader_num_workers": 2}, "dataloader_num_workers is 2"),
         (SHORT, {"masking_rate": 0}, "masking rate .start. is 0"),
+        (SHORT, {"stream": True, "max_steps": -1}, "--stream needs --max_steps or --max_minutes"),
+        (SHORT, {"stream": True, "next_sentence": True}, "--next_sentence cannot go with --stream"),
+        (SHORT, {"stream": True, "window_characters": 0}, "window_characters is 0"),
+        ("\n\n", {"stream": True}, "none with any text in it"),
+        (
+            "the same\n\n" * 20,
+            {"stream": True},
+            "validation_share is 0.1, which leaves (0|20) of the first 20 documents",
+        ),
+        (b"ok\n\xff\xfe\n", {"stream": True}, r"not UTF-8 at byte 3"),
     ],
 )
 def test_bad_input(pretrain, tmp_path, capsys, content, options, message):
