@@ -6,6 +6,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: a test that would load from the Hub fails
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import datasets
 import pytest
 import torch
 import transformers
@@ -59,3 +60,10 @@ def shared_data() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip("the shared data folder is not beside this checkout")
     return SHARED / "data"
+
+
+@pytest.fixture
+def own_datasets_cache(tmp_path_factory, monkeypatch) -> None:
+    """Nothing of a test stays in the user's cache."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    datasets.disable_progress_bars()
