@@ -68,6 +68,14 @@ def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
     return x.mT if tall else x
 
 
+def _evaluate(closure: Callable[[], float] | None) -> float | None:
+    """What a `closure` that an optimizer's step was given returns; it makes gradients."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
 class Muon(torch.optim.Optimizer):
     """
     What `torch.optim.Muon` computes with Nesterov's momentum and `adjust_lr_fn="match_rms_adamw"`, and three additions.
@@ -109,10 +117,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step. Returns what `closure`, if given, returns."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _evaluate(closure)
         for group in self.param_groups:
             of_one_shape: dict[torch.Size, list[tuple[nn.Parameter, torch.Tensor]]] = {}
             for parameter in group["params"]:
@@ -204,10 +209,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step of both. Returns what `closure`, if given, returns."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _evaluate(closure)
         for part in self._parts:
             part.step()
         return loss
