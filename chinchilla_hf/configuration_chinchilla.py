@@ -8,6 +8,7 @@ from transformers.modeling_rope_utils import RopeParameters
 NORM_PLACEMENTS = ("output", "post", "pre")
 POSITION_EMBEDDING_TYPES = ("rope", "learned")
 POOLING_MODES = ("cls", "mean")
+POOLER_TYPES = ("dense", "normalized")
 
 
 @strict
@@ -66,8 +67,12 @@ class ChinchillaConfig(PreTrainedConfig):
         pooling (`str`, *optional*, defaults to `"cls"`):
             What the pooler reads: `"cls"` the first token, `"mean"` the average over the tokens that
             `attention_mask` keeps.
+        pooler_type (`str`, *optional*, defaults to `"dense"`):
+            What the pooler makes of it: `"dense"` (BERT) a dense layer and `pooler_act`; `"normalized"` has no weights
+            and scales the vector to length `sqrt(hidden_size)`, for checkpoints trained to compare texts by the cosine
+            of their normalised vectors (sentence-transformers): a new dense layer would undo what they learned.
         pooler_act (`str`, *optional*, defaults to `"tanh"`):
-            Activation of the pooler.
+            Activation of the pooler. Only read with `pooler_type="dense"`.
         add_pooling_layer (`bool`, *optional*, defaults to `False`):
             Whether a bare [`ChinchillaModel`] has a pooler. The heads decide for themselves; saving a model writes
             what it has, so that `AutoModel` rebuilds just the weights of the checkpoint.
@@ -135,6 +140,7 @@ class ChinchillaConfig(PreTrainedConfig):
     attention_dropout: float | int = 0.0
     classifier_dropout: float | int | None = None
     pooling: str = "cls"
+    pooler_type: str = "dense"
     pooler_act: str = "tanh"
     add_pooling_layer: bool = False
     initializer_range: float = 0.02
@@ -165,6 +171,7 @@ class ChinchillaConfig(PreTrainedConfig):
             "norm_placement": NORM_PLACEMENTS,
             "position_embedding_type": POSITION_EMBEDDING_TYPES,
             "pooling": POOLING_MODES,
+            "pooler_type": POOLER_TYPES,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -102,7 +102,8 @@ def convert_checkpoint(
             freshly initialised, as in any `from_pretrained`, which also reports them.
         revision: branch, tag or commit of a Hub checkpoint.
         token: access token for a private Hub checkpoint.
-        config_overrides: fields of [`ChinchillaConfig`] to set, such as `num_labels` or `hidden_dropout`.
+        config_overrides: fields of [`ChinchillaConfig`] to set, such as `num_labels` or `hidden_dropout`. With
+            `pooler_type="normalized"` the checkpoint's dense pooler is left out.
 
     Returns:
         The model in evaluation mode, in the checkpoint's dtype.
@@ -232,7 +233,7 @@ def convert_to_bert(model: ChinchillaPreTrainedModel) -> PreTrainedModel:
         "head_dim": config.hidden_size // config.num_attention_heads,
     }
     if model.base_model.pooler is not None:
-        expected |= {"pooling": "cls", "pooler_act": "tanh"}
+        expected |= {"pooler_type": "dense", "pooling": "cls", "pooler_act": "tanh"}
     for name, value in expected.items():
         if getattr(config, name) != value:
             raise ValueError(f"{name} is {getattr(config, name)!r}, but a BERT has {value!r}: it cannot be converted")

@@ -52,13 +52,14 @@ from .modeling_chinchilla_block import (
 
 
 class ChinchillaPooler(nn.Module):
-    """One vector a text: the first token's state, or the mean over real tokens, through a dense layer."""
+    """One vector a text: the first token's state or the mean over real tokens, through a dense layer or normalised."""
 
     def __init__(self, config: ChinchillaConfig):
         super().__init__()
         self.pooling = config.pooling
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size) if config.pooler_type == "dense" else None
         self.activation = ACT2FN[config.pooler_act]
+        self.length = config.hidden_size**0.5  # of the normalised vector: its channels have a mean square of 1
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         if self.pooling == "cls":
@@ -68,7 +69,10 @@ class ChinchillaPooler(nn.Module):
         else:
             kept = attention_mask.to(hidden_states.dtype).unsqueeze(-1)  # (batch, length, 1)
             pooled = (hidden_states * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
-        return self.activation(self.dense(pooled))
+        if self.dense is not None:
+            return self.activation(self.dense(pooled))
+        # In float32: squares of a half-precision vector overflow, and its smallest number is above normalize's epsilon.
+        return (nn.functional.normalize(pooled.float(), dim=-1) * self.length).to(pooled.dtype)
 
 
 @contextmanager
@@ -107,7 +111,7 @@ class ChinchillaPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # A checkpoint of another head may hold a pooler and a next-sentence head that this one has no use for.
+    # A checkpoint may hold a dense pooler and a next-sentence head that this head or pooler_type has no use for.
     _keys_to_ignore_on_load_unexpected = [r"pooler\.", r"seq_relationship\."]
     _can_record_outputs = {"hidden_states": ChinchillaLayer, "attentions": ChinchillaAttention}
 

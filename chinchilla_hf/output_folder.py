@@ -45,7 +45,8 @@ def claim_output_folder(
 
     Args:
         folder: made if it is not there.
-        record: of the run that is about to start; its `training["resumed"]` counts the interruptions.
+        record: of the run that is about to start; its `training["resumed"]` counts the interruptions, and what
+            else the interrupted run knows of its training is taken over.
         ignore: names of options that may differ between a run and its continuation.
         overwrite: delete the run that the folder holds, and start anew.
         write: false in all but the main process of a distributed run.
@@ -77,6 +78,7 @@ def claim_output_folder(
                 f"{folder} holds this very run, finished, with its scores in {RUN_RECORD}: choose another "
                 "--output_dir for a new one, or add --overwrite true to delete it and start anew"
             )
+        record.training |= earlier.training
         record.training["resumed"] = earlier.training.get("resumed", 0) + int(write)
         checkpoint = last_whole_checkpoint(folder)
     elif any(not is_temporary(path, record_path) for path in folder.iterdir()):

@@ -179,7 +179,8 @@ class RunRecord:
             (whether an example is two texts).
         model: see [`describe_model`].
         training: `steps`, `epochs`, `examples`, `tokens`, `seconds`, `flops`, `seed`, `resumed` (how often the run
-            was continued), `peak_memory_bytes`.
+            was continued), `peak_memory_bytes`, `head` (a [`FittedHead`], where one was fitted; its seconds are in
+            `seconds`).
         scores: `validation` and `test` (metric -> value, the keys of `chinchilla_hf.metrics`), `test_interval`
             (metric -> [low, high], 95%), `baseline` (`TfidfBaseline.scores`: `model`, `test`, `test_interval`,
             `seconds`, all on the same test rows).

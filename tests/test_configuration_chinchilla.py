@@ -23,6 +23,7 @@ def test_defaults_are_the_documented_architecture():
         ({"position_embedding_type": "alibi"}, "position_embedding_type is 'alibi', expected one of 'rope', 'learned'"),
         ({"hidden_act": "rulu"}, "hidden_act is 'rulu'.*relu"),
         ({"pooling": "max"}, "pooling is 'max'"),
+        ({"pooler_type": "l2"}, "pooler_type is 'l2', expected one of 'dense', 'normalized'"),
         ({"hidden_dropout": 1.5}, "hidden_dropout is 1.5"),
         ({"hidden_dropout": -0.1}, "hidden_dropout is -0.1"),
         ({"head_dim": 7}, "head_dim is 7.*even"),

@@ -134,6 +134,27 @@ def test_another_head_and_settings_can_be_asked_for():
 
 
 @pytest.mark.parametrize(
+    ("family", "head"),
+    [("Bert", ""), ("Bert", "SequenceClassification")]
+    + [(family, "SequenceClassification") for family in ("Roberta", "DistilBert")],
+)
+def test_a_dense_pooler_is_left_out_where_a_normalized_one_is_asked_for(family, head, tmp_path, capfd):
+    source = make_source(family, head)
+    source.save_pretrained(tmp_path)
+    settings = {"pooling": "mean", "pooler_type": "normalized", "num_labels": 3}
+    converted = convert_checkpoint(tmp_path, ChinchillaForSequenceClassification, **settings)
+    assert "pooler" not in capfd.readouterr().err
+    assert not [name for name in converted.state_dict() if "pooler" in name]
+    inputs = make_inputs(source.config.pad_token_id, multiple_choice=False)
+    with torch.no_grad():
+        states = source.base_model(**inputs).last_hidden_state
+        pooled = converted.model(**inputs).pooler_output
+    mean = torch.stack([row[mask.bool()].mean(0) for row, mask in zip(states, inputs["attention_mask"], strict=True)])
+    expected = torch.nn.functional.normalize(mean, dim=-1) * 24**0.5
+    torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
     ("config", "message"),
     [
         (BertConfig(position_embedding_type="relative_key"), "position_embedding_type is 'relative_key'"),
@@ -165,6 +186,14 @@ def test_what_does_not_fit_raises(config, message):
 def test_what_bert_cannot_express_raises(settings, message):
     with pytest.raises(ValueError, match=message):
         convert_to_bert(ChinchillaModel(make_tiny_config(**settings)))
+
+
+def test_bert_has_no_normalized_pooler():
+    settings = {"norm_placement": "post", "position_embedding_type": "learned", "pooler_type": "normalized"}
+    config = make_tiny_config(**settings, pooling="mean")
+    with pytest.raises(ValueError, match="pooler_type is 'normalized', but a BERT has 'dense'"):
+        convert_to_bert(ChinchillaForSequenceClassification(config))
+    convert_to_bert(ChinchillaModel(config, add_pooling_layer=False))
 
 
 def test_only_safetensors_are_read(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import make_tiny_config
 from torch.nn import functional as F
-from transformers import AutoTokenizer, Trainer, TrainingArguments
+from transformers import AutoModel, AutoTokenizer, Trainer, TrainingArguments
 
 import chinchilla_hf
 from chinchilla_hf import (
@@ -223,6 +223,50 @@ def test_mean_pooling_averages_real_tokens_only():
     outputs = model(**inputs)
     states = outputs.last_hidden_state[1, : inputs["attention_mask"][1].sum()]
     torch.testing.assert_close(outputs.pooler_output[1], model.pooler.dense(states.mean(0)).tanh())
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_normalized_pooler_scales_to_channels_of_unit_mean_square(pooling):
+    model = ChinchillaModel(make_tiny_config(pooling=pooling, pooler_type="normalized"), add_pooling_layer=True).eval()
+    assert not list(model.pooler.parameters())
+    inputs = make_inputs()
+    outputs = model(**inputs)
+    states = outputs.last_hidden_state[1, : inputs["attention_mask"][1].sum()]
+    pooled = states[0] if pooling == "cls" else states.mean(0)
+    torch.testing.assert_close(outputs.pooler_output[1], pooled / pooled.norm() * 32**0.5)
+    torch.testing.assert_close(outputs.pooler_output.square().mean(-1), torch.ones(BATCH))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_normalized_pooler_takes_what_half_precision_holds(dtype):
+    pooler = ChinchillaModel(make_tiny_config(pooler_type="normalized"), add_pooling_layer=True).pooler
+    states = torch.stack([torch.zeros(3, 32), torch.full((3, 32), 6e4), torch.full((3, 32), 1e-4)]).to(dtype)
+    pooled = pooler(states)
+    assert pooled.dtype == dtype
+    torch.testing.assert_close(pooled.float(), torch.tensor([0.0, 1.0, 1.0])[:, None].expand(3, 32))
+
+
+def test_normalized_pooler_travels_in_checkpoints(tmp_path):
+    model = ChinchillaForSequenceClassification(make_tiny_config(pooling="mean", pooler_type="normalized")).eval()
+    inputs = make_labelled_inputs(ChinchillaForSequenceClassification)
+    loss = model(**inputs).loss
+    loss.backward()
+    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    model.save_pretrained(tmp_path / "head")
+    loaded, report = AutoModel.from_pretrained(tmp_path / "head", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"].difference(
+        {"classifier.weight", "classifier.bias"}
+    )
+    del inputs["labels"]
+    assert torch.equal(loaded(**inputs).pooler_output, model.model(**inputs).pooler_output)
+    loaded.save_pretrained(tmp_path / "body")
+    assert AutoModel.from_pretrained(tmp_path / "body").pooler.dense is None
+    # From one kind to the other: the dense layer goes without a word, and comes with one.
+    as_dense, report = AutoModel.from_pretrained(tmp_path / "body", pooler_type="dense", output_loading_info=True)
+    assert report["missing_keys"] == {"pooler.dense.weight", "pooler.dense.bias"}
+    as_dense.save_pretrained(tmp_path / "dense")
+    _, report = AutoModel.from_pretrained(tmp_path / "dense", pooler_type="normalized", output_loading_info=True)
+    assert not any(report.values()), report
 
 
 @every_head

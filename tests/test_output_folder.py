@@ -123,10 +123,14 @@ def test_a_fresh_folder_is_claimed_with_a_record_that_says_running(tmp_path, the
 
 
 def test_the_same_command_again_finds_the_last_checkpoint_and_counts_the_interruptions(run):
+    record = RunRecord.read(run / RUN_RECORD)
+    record.training["head"] = {"strength": 0.1}
+    record.write(run / RUN_RECORD)
     for times in (1, 2):
         assert claim(run) == run / "checkpoint-4"
         record = RunRecord.read(run / RUN_RECORD)
         assert record.training["resumed"] == times and record.status == "running"
+        assert record.training["head"] == {"strength": 0.1}
     assert {path.name for path in run.iterdir()} == {RUN_RECORD, "checkpoint-2", "checkpoint-4"}
 
 

@@ -36,6 +36,7 @@ from chinchilla_hf import ChinchillaConfig, ChinchillaForSequenceClassification,
 from chinchilla_hf.baselines import tfidf_baseline
 from chinchilla_hf.conversion import load_or_convert
 from chinchilla_hf.data.labelled import LabelledData, load_labelled
+from chinchilla_hf.head_fitting import fit_head
 from chinchilla_hf.metrics import (
     classification_compute_metrics,
     confidence_interval,
@@ -128,6 +129,25 @@ class ModelArguments:
             "choices": ["cls", "mean"],
         },
     )
+    pooler_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "What is made of it: a dense layer, as in BERT, or the vector normalized, for a checkpoint of "
+            "sentence-transformers. Default: as in the checkpoint.",
+            "choices": ["dense", "normalized"],
+        },
+    )
+    freeze_embeddings: bool = field(
+        default=False,
+        metadata={"help": "Do not train the checkpoint's table of tokens: faster, and rare words keep their meaning."},
+    )
+    fit_head_first: bool = field(
+        default=False,
+        metadata={
+            "help": "Before the training, fit the classifier to the vectors that the checkpoint gives; a random one "
+            "would distort the checkpoint, most of all with many classes and few texts each."
+        },
+    )
     hidden_dropout: float | None = field(default=None, metadata={"help": "Dropout. Default: as in the checkpoint."})
     attention_dropout: float = field(default=0.0, metadata={"help": "Dropout of attention weights."})
     classifier_dropout: float | None = field(
@@ -198,7 +218,7 @@ def build_tokenizer_and_model(
     }
     chosen = {
         name: getattr(options, name)
-        for name in ("pooling", "hidden_dropout", "attention_dropout", "classifier_dropout")
+        for name in ("pooling", "pooler_type", "hidden_dropout", "attention_dropout", "classifier_dropout")
         if getattr(options, name) is not None
     }
     if options.model is not None:
@@ -212,8 +232,17 @@ def build_tokenizer_and_model(
         location = resolve_location(options.model)
         model = load_or_convert(location, ChinchillaForSequenceClassification, **labels, **chosen)
         # Weights in half precision would lose small updates; mixed precision keeps them in float32.
-        return AutoTokenizer.from_pretrained(location), model.float()
+        model = model.float()
+        # Trainer's optimizer and DistributedDataParallel take what is to be trained only.
+        model.get_input_embeddings().requires_grad_(not options.freeze_embeddings)
+        return AutoTokenizer.from_pretrained(location), model
 
+    for name in ("freeze_embeddings", "fit_head_first"):
+        if getattr(options, name):
+            raise ValueError(
+                f"--{name} is for a pretrained model, but without --model this one starts from random weights: give a "
+                "--model, or leave it out"
+            )
     max_length = options.max_length or 512
     columns = [column for column in ("text", "text_pair") if column in data.splits["train"].column_names]
     tokenizer = train_tokenizer(
@@ -366,17 +395,27 @@ def main() -> None:
     if options.metric_for_best_model is None or options.metric_for_best_model == "loss":  # Trainer's own default
         options.metric_for_best_model = "r2" if data.problem_type == "regression" else "macro_f1"
         options.greater_is_better = True
+    collate = DataCollatorWithPadding(tokenizer)
     early_stopping = [EarlyStoppingCallback(options.early_stopping_patience)] if options.early_stopping_patience else []
     trainer = Trainer(
         model,
         options,
         train_dataset=splits["train"],
         eval_dataset=splits["validation"],
-        data_collator=DataCollatorWithPadding(tokenizer),
+        data_collator=collate,
         processing_class=tokenizer,
         compute_metrics=classification_compute_metrics(data.problem_type),
         callbacks=early_stopping,
     )
+    if model_options.fit_head_first and checkpoint is None:  # a checkpoint has the classifier that was trained so far
+        with options.main_process_first(local=False, desc="fitting the classifier"):
+            if main_process:
+                batch_size = options.per_device_eval_batch_size
+                head = fit_head(
+                    model, splits["train"], splits["validation"], collate, batch_size=batch_size, bf16=options.bf16
+                )
+                record.training["head"] = dataclasses.asdict(head)
+                record.write(folder / RUN_RECORD)  # an interruption does not lose it
     try:
         result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except KeyboardInterrupt:
@@ -406,7 +445,7 @@ def main() -> None:
         "epochs": epochs,
         "examples": round(epochs * len(splits["train"])),
         "tokens": round(epochs * sum(splits["train"]["length"])),
-        "seconds": result.metrics["train_runtime"],
+        "seconds": result.metrics["train_runtime"] + record.training.get("head", {}).get("seconds", 0.0),
         "flops": trainer.state.total_flos,
         "seed": options.seed,
         "best_step": trainer.state.best_global_step,

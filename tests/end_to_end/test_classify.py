@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from scripts import TRAINING, launch, read_record, run_script, stop_at_checkpoint, words
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, pipeline
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, Trainer, pipeline
 
 import chinchilla_hf
-from chinchilla_hf import ChinchillaForMaskedLM, train_tokenizer
+from chinchilla_hf import ChinchillaForMaskedLM, head_fitting, train_tokenizer
 
 TINY = {
     "hidden_size": 32,
@@ -167,6 +167,37 @@ def test_from_a_checkpoint(classify, tmp_path, checkpoints, start):
     assert before.get_vocab() == after.get_vocab()
 
 
+def test_a_fitted_classifier_and_frozen_embeddings(classify, tmp_path, checkpoints, monkeypatch):
+    """Interrupted after the first checkpoint: the classifier goes on from there and is not fitted again."""
+    data, out = write_csv(tmp_path / "reviews.csv", sentences(160, moods=tuple(MOODS))), tmp_path / "out"
+    options = {"dataset": data, "model": checkpoints / "bert", **FAST, "num_train_epochs": 2, "output_dir": out}
+    options |= {"pooling": "mean", "pooler_type": "normalized", "fit_head_first": True, "freeze_embeddings": True}
+    options |= {"activation_checkpointing": True, "baseline": False}
+    save = Trainer._save_checkpoint
+
+    def save_and_interrupt(*args: object) -> None:
+        save(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="interrupted at step 16"):
+        patch.setattr(Trainer, "_save_checkpoint", save_and_interrupt)
+        classify(**options)
+    head = read_record(out)["training"]["head"]
+    assert head["validation_score"] > 0.4 and head["seconds"] > 0  # of three classes
+
+    monkeypatch.setattr(head_fitting, "fit_head", lambda *_, **__: pytest.fail("fitted again"))
+    classify(**options)
+    record = read_record(out)
+    assert record["training"]["head"] == head and record["training"]["resumed"] == 1
+    assert record["scores"]["test"]["accuracy"] > 0.8
+    assert json.loads((out / "config.json").read_text())["pooler_type"] == "normalized"
+    before, after = load_file(checkpoints / "bert" / "model.safetensors"), load_file(out / "model.safetensors")
+    assert torch.equal(after["model.embeddings.embed_tokens.weight"], before["bert.embeddings.word_embeddings.weight"])
+    assert not torch.equal(
+        after["model.embeddings.embed_positions.weight"], before["bert.embeddings.position_embeddings.weight"]
+    )
+
+
 def test_own_files_for_every_split_and_a_recipe(classify, tmp_path):
     files = {
         name: write_csv(tmp_path / f"{name}.csv", sentences(60, seed)) for seed, name in enumerate(("a", "b", "c"))
@@ -191,6 +222,17 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
         records.append(read_record(tmp_path / str(processes)))
     assert records[0]["training"]["steps"] == records[1]["training"]["steps"] == 48
     assert records[1]["scores"]["test"]["accuracy"] > 0.8
+
+
+def test_two_processes_start_from_one_fitted_classifier(tmp_path, checkpoints):
+    data = write_csv(tmp_path / "reviews.csv", sentences(160, moods=tuple(MOODS)))
+    options = {"dataset": data, "model": checkpoints / "bert", "pooling": "mean", "bf16": False, "baseline": False}
+    # Steps that move nothing: what is left at the end is what was fitted.
+    options |= FAST | {"learning_rate": 0, "max_steps": 2, "fit_head_first": True, "freeze_embeddings": True}
+    launch("classify", 2, options | {"output_dir": tmp_path / "out"})
+    record = read_record(tmp_path / "out")
+    # Each process scores half of the rows.
+    assert record["scores"]["validation"]["accuracy"] == record["training"]["head"]["validation_score"]
 
 
 # ---- Bad input ends before any training, with one line, and leaves nothing behind ----
@@ -245,6 +287,8 @@ def test_labels_of_the_test_set_that_training_never_saw(classify, tmp_path):
 
 
 BAD_OPTIONS = {
+    "no embeddings to freeze": ({"freeze_embeddings": True}, "--freeze_embeddings is for a pretrained model"),
+    "no features to fit a head to": ({"fit_head_first": True}, "--fit_head_first is for a pretrained model"),
     "width": ({"hidden_size": 30, "num_attention_heads": 4}, "hidden_size.*30.*num_attention_heads.*4"),
     "activation": ({"hidden_act": "swish2"}, "hidden_act.*swish2"),
     "no such model": ({"model": "/no/such/folder"}, "/no/such/folder"),
