@@ -57,7 +57,7 @@ def fork_server() -> BaseContext:
 
 @dataclass
 class Ended:
-    """How the processes of a run ended: exit status of the first one, and what all of them printed."""
+    """How the processes of a run ended: exit status, of one that failed if any did, and what all of them printed."""
 
     code: int
     output: str
@@ -103,7 +103,8 @@ def run_forked(
     for process in started:
         process.kill()
     assert all(ended), f"still running after 250 s: {errors.read_text()}"
-    return Ended(started[0].exitcode, output.read_text(), errors.read_text())
+    code = next((process.exitcode for process in started if process.exitcode), 0)
+    return Ended(code, output.read_text(), errors.read_text())
 
 
 def _run_here(

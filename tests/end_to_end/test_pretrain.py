@@ -118,7 +118,7 @@ def steady_time(monkeypatch) -> None:
 
 
 def test_by_time(pretrain, interrupted, corpus, tmp_path, steady_time):
-    """Evaluations count, the learning rate ends at 0, and a continued run goes on with the time that it has left."""
+    """Evaluations count, the learning rate ends near 0, and a continued run goes on with the time that it has left."""
     options = {"dataset": corpus, **TINY, "logging_steps": 1, "max_minutes": 3 / 60, "keep_checkpoints": True}
     straight, out = tmp_path / "straight", tmp_path / "out"
 
@@ -471,6 +471,7 @@ def test_two_processes_share_a_stream(corpus, tmp_path):
     options |= {"hidden_dropout": 0.1, "output_dir": tmp_path / "out"}
     told = run_forked("pretrain", options, 2, signal_at=(13, signal.SIGTERM))
     assert told.code == 1 and "the same command goes on from there" in told.errors
+    assert list_checkpoints(tmp_path / "out")[-1].name == "checkpoint-13"
     ended = run_forked("pretrain", options, 2)
     assert ended.code == 0, ended.errors
     record = read_record(tmp_path / "out")
