@@ -4,6 +4,7 @@ import logging
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,15 +27,17 @@ class BudgetClock(TrainerCallback, ExportableState):
 
     Args:
         max_minutes: the budget, over all continuations of the run.
+        now: seconds, from any beginning.
 
     Raises:
         ValueError: a budget that is not above 0.
     """
 
-    def __init__(self, max_minutes: float):
+    def __init__(self, max_minutes: float, now: Callable[[], float] = time.monotonic):
         if not max_minutes > 0:
             raise ValueError(f"max_minutes is {max_minutes}, but must be above 0: leave it out to go by steps")
         self.max_minutes = max_minutes
+        self._now = now
         self._used_before = 0.0
         self._started: float | None = None
         self._progress = 0.0
@@ -42,7 +45,7 @@ class BudgetClock(TrainerCallback, ExportableState):
     @property
     def seconds(self) -> float:
         """Seconds of training so far."""
-        return self._used_before + (0.0 if self._started is None else time.monotonic() - self._started)
+        return self._used_before + (0.0 if self._started is None else self._now() - self._started)
 
     def progress(self) -> float:
         """The share of the budget that was used at the end of the last step, 0 to 1."""
@@ -62,7 +65,7 @@ class BudgetClock(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._used_before = _saved_attributes(self, state).get("seconds_used", 0.0)
-        self._started = time.monotonic()
+        self._started = self._now()
         self._read(args)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -184,9 +187,15 @@ class SaveOnTermination(TrainerCallback):
 
 
 class StepTimer(TrainerCallback):
-    """Time that goes into steps, their data included, but not into evaluations and checkpoints."""
+    """
+    Time that goes into steps, their data included, but not into evaluations and checkpoints.
 
-    def __init__(self) -> None:
+    Args:
+        now: seconds, from any beginning.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
         self.seconds = 0.0
         self.steps = 0
         self._mark = 0.0
@@ -194,12 +203,12 @@ class StepTimer(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._mark = time.perf_counter()
+        self._mark = self._now()
 
     on_evaluate = on_save = on_train_begin
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        now = time.perf_counter()
+        now = self._now()
         self.seconds += now - self._mark
         self.steps += 1
         self._mark = now

@@ -5,6 +5,10 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: a test that would load from the Hub fails
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Tensors here are too small to be shared between threads, and tests run side by side; the same for all processes of
+# the tests. A second process to compile in would only import torch once more.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import datasets
 import pytest

@@ -35,7 +35,7 @@ def test_learns_what_words_tell_and_scores_it_like_metrics():
         "test_interval": {"accuracy": list(confidence_interval(1.0, 100))},
         "seconds": result.seconds,
     }
-    assert 0 < result.seconds < 20
+    assert result.seconds > 0
 
 
 def test_labels_may_be_names():

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -15,28 +14,51 @@ def arguments(tmp_path) -> TrainingArguments:
     return TrainingArguments(str(tmp_path), use_cpu=True)
 
 
+class Hand:
+    """A clock that tests move."""
+
+    def __init__(self, seconds: float = 1000.0):
+        self.seconds = seconds
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
 def test_a_clock_stops_the_run_when_its_time_is_used(arguments):
-    clock, control = BudgetClock(max_minutes=0.1 / 60), TrainerControl()
+    hand, control = Hand(), TrainerControl()
+    clock = BudgetClock(max_minutes=2, now=hand)
     assert clock.progress() == 0 and clock.seconds == 0
     clock.on_train_begin(arguments, TrainerState(), control)
+    assert clock.progress() == 0
+    hand.seconds += 30
     clock.on_step_end(arguments, TrainerState(), control)
-    assert 0 < clock.progress() < 1 and not control.should_training_stop
-    time.sleep(0.12)
-    assert clock.progress() < 1  # read at the end of a step only
+    assert clock.progress() == 0.25 and clock.seconds == 30 and not control.should_training_stop
+    hand.seconds += 100
+    assert clock.progress() == 0.25 and clock.seconds == 130  # read at the end of a step only
     clock.on_step_end(arguments, TrainerState(), control)
     assert clock.progress() == 1 and control.should_training_stop
+
+
+def test_a_clock_goes_by_itself(arguments):
+    clock, control = BudgetClock(max_minutes=1e-6), TrainerControl()
+    clock.on_train_begin(arguments, TrainerState(), control)
+    while not control.should_training_stop:
+        clock.on_step_end(arguments, TrainerState(), control)
+    assert clock.seconds >= 60e-6
 
 
 def test_time_used_before_an_interruption_counts(arguments):
     state = TrainerState(global_step=7, stateful_callbacks={})
     state.stateful_callbacks["BudgetClock"] = {"args": {}, "attributes": {"seconds_used": 30.0}}
-    clock = BudgetClock(max_minutes=1)
+    hand = Hand()
+    clock = BudgetClock(max_minutes=1, now=hand)
     clock.on_train_begin(arguments, state, TrainerControl())
-    assert clock.progress() == pytest.approx(0.5, abs=0.01)
-    assert clock.state()["attributes"]["seconds_used"] >= 30
-    fresh = BudgetClock(max_minutes=1)
+    assert clock.progress() == 0.5
+    hand.seconds += 6
+    assert clock.state()["attributes"]["seconds_used"] == 36
+    fresh = BudgetClock(max_minutes=1, now=hand)
     fresh.on_train_begin(arguments, TrainerState(stateful_callbacks={}), TrainerControl())
-    assert fresh.progress() < 0.01
+    assert fresh.progress() == 0
 
 
 @pytest.mark.parametrize("minutes", [0, -1, float("nan")])
@@ -70,12 +92,13 @@ def test_skipped_steps_before_an_interruption_count(arguments):
 
 
 def test_the_timer_counts_steps_and_not_what_is_between_them(arguments):
-    timer, state, control = StepTimer(), TrainerState(), TrainerControl()
+    hand, state, control = Hand(), TrainerState(), TrainerControl()
+    timer = StepTimer(hand)
     timer.on_train_begin(arguments, state, control)
-    time.sleep(0.02)
+    hand.seconds += 2
     timer.on_step_end(arguments, state, control)
-    time.sleep(0.2)  # an evaluation
+    hand.seconds += 20  # an evaluation
     timer.on_evaluate(arguments, state, control)
-    time.sleep(0.02)
+    hand.seconds += 3
     timer.on_step_end(arguments, state, control)
-    assert timer.steps == 2 and 0.04 <= timer.seconds < 0.2
+    assert timer.steps == 2 and timer.seconds == 5

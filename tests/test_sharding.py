@@ -1,11 +1,10 @@
 """Matrices in shards are trained like whole ones, and what asks for shards in vain is told so."""
 
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from scripts import run_forked
 
 from chinchilla_hf.trainer import FineTuningArguments, PretrainingArguments, PretrainingTrainer
 
@@ -85,9 +84,8 @@ os._exit(0)  # torch 2.13 sometimes aborts when a process with a device mesh end
 
 def test_two_processes_with_shards_take_the_steps_of_one(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = subprocess.run([*launcher, str(tmp_path / "script.py")], capture_output=True, text=True, timeout=200)
-    assert result.returncode == 0 and result.stdout.count("as one") == 2, result.stderr
+    ended = run_forked(tmp_path / "script.py", {"output_dir": tmp_path / "out"}, processes=2)
+    assert ended.code == 0 and ended.output.count("as one") == 2, ended.errors
 
 
 # Requests in vain

@@ -1,12 +1,9 @@
 """Layers split over two processes by the config's tensor-parallel plan give the outputs of the whole model."""
 
-import subprocess
-import sys
-import textwrap
-
 import pytest
 import torch
 from conftest import make_tiny_config
+from scripts import run_forked
 
 from chinchilla_hf import ChinchillaForMaskedLM
 
@@ -16,14 +13,14 @@ from transformers.distributed import DistributedConfig
 
 from chinchilla_hf import ChinchillaForMaskedLM
 
-folder, inputs, outputs = sys.argv[1:]
+_, folder = sys.argv[1:]
 model = ChinchillaForMaskedLM.from_pretrained(folder, distributed_config=DistributedConfig(tp_plan="auto")).eval()
 part = model.model.layers[0].mlp.up_proj.weight
 part = part.to_local() if hasattr(part, "to_local") else part
 with torch.no_grad():
-    logits = model(torch.load(inputs)).logits
+    logits = model(torch.load(f"{folder}/ids.pt")).logits
 if torch.distributed.get_rank() == 0:
-    torch.save({"logits": logits, "rows": part.shape[0]}, outputs)
+    torch.save({"logits": logits, "rows": part.shape[0]}, f"{folder}/out.pt")
 torch.distributed.destroy_process_group()
 os._exit(0)  # torch 2.13 sometimes aborts when a process with a device mesh ends: a thread of its own is left
 """
@@ -32,14 +29,12 @@ os._exit(0)  # torch 2.13 sometimes aborts when a process with a device mesh end
 @pytest.mark.parametrize("norm_placement", ["output", "post", "pre"])
 def test_two_processes_give_the_outputs_of_one(norm_placement, tmp_path):
     model = ChinchillaForMaskedLM(make_tiny_config(norm_placement=norm_placement)).eval()
-    model.save_pretrained(tmp_path / "model")
+    model.save_pretrained(tmp_path)
     ids = torch.randint(5, 100, (2, 12))
     torch.save(ids, tmp_path / "ids.pt")
-    (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    arguments = [str(tmp_path / name) for name in ("script.py", "model", "ids.pt", "out.pt")]
-    result = subprocess.run([*launcher, *arguments], capture_output=True, text=True, timeout=200)
-    assert result.returncode == 0, result.stderr
+    (tmp_path / "script.py").write_text(SCRIPT)
+    ended = run_forked(tmp_path / "script.py", {"output_dir": tmp_path}, processes=2)
+    assert ended.code == 0, ended.errors
     found = torch.load(tmp_path / "out.pt")
     assert found["rows"] == model.config.intermediate_size // 2  # it was split
     with torch.no_grad():

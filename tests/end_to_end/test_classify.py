@@ -5,18 +5,18 @@ import os
 import random
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from scripts import TRAINING, launch, read_record, run_script, stop_at_checkpoint, words
+from scripts import Ended, launch, read_record, run_forked, run_script, words
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, Trainer, pipeline
 
 import chinchilla_hf
 from chinchilla_hf import ChinchillaForMaskedLM, head_fitting, train_tokenizer
+from chinchilla_hf.output_folder import list_checkpoints
 
 TINY = {
     "hidden_size": 32,
@@ -213,12 +213,15 @@ def test_own_files_for_every_split_and_a_recipe(classify, tmp_path):
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path):
+    """Under torchrun, as users start them."""
     data = write_csv(tmp_path / "reviews.csv", sentences(240))
     options = {"dataset": data, **TINY, **FAST, "num_train_epochs": 2, "bf16": False, "baseline": False}
     records = []
     for processes in (1, 2):
         share = {"per_device_train_batch_size": 8 // processes, "output_dir": tmp_path / str(processes)}
-        assert launch("classify", processes, options | share).count("train  ") == 1
+        start = options | share
+        ended = launch("classify", 2, start) if processes == 2 else run_forked("classify", start)
+        assert ended.code == 0 and ended.output.count("train  ") == 1, ended.errors
         records.append(read_record(tmp_path / str(processes)))
     assert records[0]["training"]["steps"] == records[1]["training"]["steps"] == 48
     assert records[1]["scores"]["test"]["accuracy"] > 0.8
@@ -229,7 +232,8 @@ def test_two_processes_start_from_one_fitted_classifier(tmp_path, checkpoints):
     options = {"dataset": data, "model": checkpoints / "bert", "pooling": "mean", "bf16": False, "baseline": False}
     # Steps that move nothing: what is left at the end is what was fitted.
     options |= FAST | {"learning_rate": 0, "max_steps": 2, "fit_head_first": True, "freeze_embeddings": True}
-    launch("classify", 2, options | {"output_dir": tmp_path / "out"})
+    ended = run_forked("classify", options | {"output_dir": tmp_path / "out"}, processes=2)
+    assert ended.code == 0, ended.errors
     record = read_record(tmp_path / "out")
     # Each process scores half of the rows.
     assert record["scores"]["validation"]["accuracy"] == record["training"]["head"]["validation_score"]
@@ -359,17 +363,22 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(classify, tmp
     options = {"dataset": data, **TINY, **FAST, "num_train_epochs": 10, "hidden_dropout": 0.1, "baseline": False}
     options |= {"early_stopping_patience": 0, "save_total_limit": 3}
     straight, out = tmp_path / "straight", tmp_path / "out"
-    command = [sys.executable, str(TRAINING / "classify.py"), *words(options | {"output_dir": out})]
+
+    def stop(step: int, number: signal.Signals) -> Ended:
+        ended = run_forked("classify", options | {"output_dir": out}, signal_at=(step, number))
+        assert not (out / "model.safetensors").exists()
+        return ended
 
     steps = 160 // 8
-    assert stop_at_checkpoint(command, out, 2 * steps, signal.SIGKILL)[0] == -signal.SIGKILL
+    assert stop(2 * steps + 7, signal.SIGKILL).code == -signal.SIGKILL
+    assert [path.name for path in list_checkpoints(out)] == [f"checkpoint-{steps}", f"checkpoint-{2 * steps}"]
     # What a kill in the middle of saving leaves: the newest checkpoint is no checkpoint.
     half = out / f"checkpoint-{100 * steps}"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"\0" * 1000)
-    code, errors = stop_at_checkpoint(command, out, 6 * steps, signal.SIGINT)
-    assert code == 1 and "the same command goes on from the last checkpoint" in errors
-    assert f"removing {half}" in errors and "Traceback" not in errors
+    ended = stop(6 * steps + 7, signal.SIGINT)
+    assert ended.code == 1 and "the same command goes on from the last checkpoint" in ended.errors
+    assert f"removing {half}" in ended.errors and "Traceback" not in ended.errors
 
     classify(**options, output_dir=out)
     classify(**options, output_dir=straight)

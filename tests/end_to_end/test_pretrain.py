@@ -7,20 +7,20 @@ import random
 import re
 import shutil
 import signal
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from scripts import TRAINING, launch, launcher, read_record, run_script, stop_at_checkpoint, words
+from scripts import TRAINING, launch, read_record, run_forked, run_script, words
 from transformers import AutoModelForMaskedLM, pipeline
 
-from chinchilla_hf import ChinchillaConfig, ChinchillaForMaskedLM, output_folder, train_tokenizer
+from chinchilla_hf import ChinchillaConfig, ChinchillaForMaskedLM, callbacks, output_folder, train_tokenizer
 from chinchilla_hf.callbacks import StepTimer
+from chinchilla_hf.optim import decayed
 from chinchilla_hf.output_folder import list_checkpoints
+from chinchilla_hf.trainer import PretrainingArguments, PretrainingTrainer
 
 TINY = {
     "vocab_size": 200,
@@ -69,7 +69,8 @@ def pretrain(monkeypatch, capsys, tmp_path):
 
 def test_by_steps(pretrain, corpus, tmp_path):
     out = tmp_path / "out"
-    printed = pretrain(dataset=corpus, **TINY, max_steps=400, learning_rate=1e-2, output_dir=out)
+    seldom = TINY | {"save_steps": 100, "eval_steps": 100}
+    printed = pretrain(dataset=corpus, **seldom, max_steps=400, learning_rate=1e-2, output_dir=out)
     record = read_record(out)
     assert record["status"] == "finished" and record["training"]["steps"] == 400
     assert record["data"]["documents"] == 400 and record["data"]["padding"] < 0.1
@@ -97,17 +98,49 @@ def test_with_next_sentences(pretrain, corpus, tmp_path):
         )
 
 
-def test_by_time(pretrain, corpus, tmp_path):
-    out = tmp_path / "out"
-    start = time.monotonic()
-    pretrain(dataset=corpus, **TINY | {"save_steps": 20}, max_minutes=0.05, output_dir=out, keep_checkpoints=True)
-    record = read_record(out)
-    assert 3 <= record["training"]["seconds"] < 6 and time.monotonic() - start < 60
-    states = sorted(out.glob("checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)
-    history = json.loads(states[-1].read_text())["log_history"]
-    rates = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
-    assert max(rates) > 1.5e-3 and rates[-1] < 0.3 * max(rates)
-    assert json.loads(states[-1].read_text())["stateful_callbacks"]["BudgetClock"]["attributes"]["seconds_used"] > 1
+@pytest.fixture
+def steady_time(monkeypatch) -> None:
+    """For a time budget, a step takes a sixteenth of a second, an evaluation 7/64, and all else no time."""
+    seconds = 0.0
+
+    def taking(duration, method):
+        @functools.wraps(method)
+        def timed(*args, **kwargs):
+            nonlocal seconds
+            seconds += duration
+            return method(*args, **kwargs)
+
+        return timed
+
+    monkeypatch.setattr(callbacks, "BudgetClock", functools.partial(callbacks.BudgetClock, now=lambda: seconds))
+    for name, duration in (("training_step", 1 / 16), ("evaluate", 7 / 64)):
+        monkeypatch.setattr(PretrainingTrainer, name, taking(duration, getattr(PretrainingTrainer, name)))
+
+
+def test_by_time(pretrain, interrupted, corpus, tmp_path, steady_time):
+    """Evaluations count, the learning rate ends near 0, and a continued run goes on with the time that it has left."""
+    options = {"dataset": corpus, **TINY, "logging_steps": 1, "max_minutes": 3 / 60, "keep_checkpoints": True}
+    straight, out = tmp_path / "straight", tmp_path / "out"
+
+    def state_and_rates(folder: Path) -> tuple[dict, list[float]]:
+        state = json.loads((folder / "checkpoint-45" / "trainer_state.json").read_text())
+        return state, [entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry]
+
+    pretrain(**options, output_dir=straight)
+    # After 45 steps, two evaluations among them, 3.03 s are used; without the evaluations there would be time for 48.
+    assert read_record(straight)["training"]["steps"] == 45
+    state, rates = state_and_rates(straight)
+    top = PretrainingArguments(str(tmp_path)).learning_rate
+    assert len(rates) == 45 and 0.9 * top < max(rates) <= top
+    # The clock is read after the rate of the next step is set: the last rate is by the time that was used at step 43.
+    assert rates[-1] == pytest.approx(top * decayed((43 / 16 + 2 * 7 / 64) / 3, warmup=0.05), rel=1e-4)
+    assert rates[-1] < 0.04 * top
+    assert state["stateful_callbacks"]["BudgetClock"]["attributes"]["seconds_used"] == 45 / 16 + 2 * 7 / 64
+
+    interrupted(33, **options, output_dir=out)
+    pretrain(**options, output_dir=out)
+    assert read_record(out)["training"]["resumed"] == 1 and read_record(out)["training"]["steps"] == 45
+    assert state_and_rates(out)[1] == rates
 
 
 def test_going_on_from_a_model(pretrain, corpus, tmp_path):
@@ -185,11 +218,12 @@ def test_a_run_that_was_stopped_twice_ends_with_the_same_bits(pretrain, corpus, 
     options |= STREAM if stream else {}
     options |= {"cache_dir": tmp_path / "cache"}
     straight, out = tmp_path / "straight", tmp_path / "out"
-    command = [sys.executable, str(TRAINING / "pretrain.py"), *words(options | {"output_dir": out})]
-
-    assert stop_at_checkpoint(command, out, 10, signal.SIGKILL)[0] == -signal.SIGKILL
-    code, errors = stop_at_checkpoint(command, out, 25, signal.SIGTERM)
-    assert code == 1 and "the same command goes on from there" in errors and "Traceback" not in errors
+    killed = run_forked("pretrain", options | {"output_dir": out}, signal_at=(13, signal.SIGKILL))
+    assert killed.code == -signal.SIGKILL
+    assert [path.name for path in list_checkpoints(out)] == ["checkpoint-5", "checkpoint-10"]
+    told = run_forked("pretrain", options | {"output_dir": out}, signal_at=(27, signal.SIGTERM))
+    assert told.code == 1 and "the same command goes on from there" in told.errors and "Traceback" not in told.errors
+    assert list_checkpoints(out)[-1].name == "checkpoint-27" and not (out / "model.safetensors").exists()
 
     pretrain(**options, output_dir=out)
     pretrain(**options, output_dir=straight)
@@ -332,7 +366,8 @@ def test_two_processes_take_the_steps_of_one(corpus, tmp_path, optimizer):
     options |= {"save_steps": 50, "cache_dir": tmp_path / "cache", "optimizer": optimizer}
     for processes in (1, 2):
         share = {"per_device_train_batch_size": 8 // processes, "output_dir": tmp_path / str(processes)}
-        launch("pretrain", processes, options | share)
+        ended = run_forked("pretrain", options | share, processes)
+        assert ended.code == 0, ended.errors
     curves = [losses(tmp_path / str(processes), 50) for processes in (1, 2)]
     assert len(curves[0]) == len(curves[1]) == 50
     assert max(abs(a - b) for a, b in zip(*curves, strict=True)) < 1e-3
@@ -369,6 +404,16 @@ PretrainingTrainer.training_step = observed
 runpy.run_path(SCRIPT, run_name="__main__")
 """
 
+# Its launcher is told to end, as by a batch system.
+STOPPED = f"""
+import signal, sys
+
+sys.path.append({str(Path(__file__).parents[1])!r})
+from scripts import send_signal_at
+
+send_signal_at(13, signal.SIGTERM, to_launcher=True)
+"""
+
 
 @pytest.mark.parametrize(("optimizer", "processes"), [("adamw", 2), ("muon", 1)])
 def test_a_sharded_run_takes_the_steps_of_one_and_goes_on_anywhere(corpus, tmp_path, optimizer, processes):
@@ -376,17 +421,20 @@ def test_a_sharded_run_takes_the_steps_of_one_and_goes_on_anywhere(corpus, tmp_p
     options |= {"save_steps": 10, "cache_dir": tmp_path / "cache", "optimizer": optimizer}
     (tmp_path / "observed.py").write_text(OBSERVED.replace("SCRIPT", repr(str(TRAINING / "pretrain.py"))))
     straight, out = tmp_path / "straight", tmp_path / "out"
-    launch("observed", 1, options | {"output_dir": straight}, folder=tmp_path)
+    ended = run_forked(tmp_path / "observed.py", options | {"output_dir": straight})
+    assert ended.code == 0, ended.errors
 
+    (tmp_path / "stopped.py").write_text(STOPPED + (tmp_path / "observed.py").read_text())
     shared = options | {"output_dir": out, "per_device_train_batch_size": 4}
-    command = [*launcher(2, fsdp=True), str(tmp_path / "observed.py"), *words(shared)]
-    code, errors = stop_at_checkpoint(command, out, 10, signal.SIGTERM)
-    assert code != 0 and "the same command goes on from there" in errors
+    ended = launch(tmp_path / "stopped.py", 2, shared, fsdp=True)
+    assert ended.code != 0 and "the same command goes on from there" in ended.errors, ended.errors
+    assert list_checkpoints(out)[-1].name == "checkpoint-13" and not (out / "model.safetensors").exists()
     for process in range(2):
         notes = json.loads((out / f"notes-{process}.json").read_text())
         assert notes["sharded"] and 0.3 < notes["share"] < 0.7
     options |= {"output_dir": out, "per_device_train_batch_size": 8 // processes}
-    launch("pretrain", processes, options, fsdp=processes > 1)
+    ended = launch("pretrain", 2, options, fsdp=True) if processes > 1 else run_forked("pretrain", options)
+    assert ended.code == 0, ended.errors
 
     assert read_record(out)["training"]["resumed"] == 1
     curves = losses(out, 50), losses(straight, 50)
@@ -405,37 +453,40 @@ def test_a_run_goes_on_under_another_number_of_processes(corpus, tmp_path):
     options = {"dataset": corpus, **TINY, "max_steps": 40, "logging_steps": 1, "bf16": False, "keep_checkpoints": True}
     options |= {"cache_dir": tmp_path / "cache", "optimizer": "adamw"}
     out, straight = tmp_path / "out", tmp_path / "straight"
-    command = [sys.executable, str(TRAINING / "pretrain.py"), *words(options | {"output_dir": out})]
-    stop_at_checkpoint(command, out, 10, signal.SIGKILL)
-    launch("pretrain", 2, options | {"output_dir": out, "per_device_train_batch_size": 4})
-    launch("pretrain", 1, options | {"output_dir": straight})
+    killed = run_forked("pretrain", options | {"output_dir": out}, signal_at=(13, signal.SIGKILL))
+    assert killed.code == -signal.SIGKILL
+    for processes, folder in ((2, out), (1, straight)):
+        share = {"output_dir": folder, "per_device_train_batch_size": 8 // processes}
+        ended = run_forked("pretrain", options | share, processes)
+        assert ended.code == 0, ended.errors
     curves = losses(out, 40), losses(straight, 40)
     assert len(curves[0]) == len(curves[1]) == 40
     assert max(abs(a - b) for a, b in zip(*curves, strict=True)) < 1e-3
     assert read_record(out)["training"]["resumed"] == 1
 
 
-@pytest.mark.slow
 def test_two_processes_share_a_stream(corpus, tmp_path):
     """Told to end, and continued, to the same bits."""
     options = {"dataset": corpus, **TINY, **STREAM, "max_steps": 40, "cache_dir": tmp_path / "cache"}
     options |= {"hidden_dropout": 0.1, "output_dir": tmp_path / "out"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, str(TRAINING / "pretrain.py"), *words(options)]
-    _, errors = stop_at_checkpoint(command, tmp_path / "out", 10, signal.SIGTERM)
-    assert "the same command goes on from there" in errors
-    launch("pretrain", 2, options)
+    told = run_forked("pretrain", options, 2, signal_at=(13, signal.SIGTERM))
+    assert told.code == 1 and "the same command goes on from there" in told.errors
+    assert list_checkpoints(tmp_path / "out")[-1].name == "checkpoint-13"
+    ended = run_forked("pretrain", options, 2)
+    assert ended.code == 0, ended.errors
     record = read_record(tmp_path / "out")
     assert record["status"] == "finished" and record["training"]["resumed"] == 1
     assert record["data"]["rows"]["train"] == record["training"]["examples"] == 40 * 16
-    launch("pretrain", 2, options | {"output_dir": tmp_path / "straight"})
+    ended = run_forked("pretrain", options | {"output_dir": tmp_path / "straight"}, 2)
+    assert ended.code == 0, ended.errors
     assert same_weights(tmp_path / "out", tmp_path / "straight")
     assert read_record(tmp_path / "straight")["data"] == record["data"]
 
 
 def test_two_processes_go_by_one_clock_through_a_stream(corpus, tmp_path):
     options = {"dataset": corpus, **TINY, **STREAM, "max_minutes": 0.05, "cache_dir": tmp_path / "cache"}
-    launch("pretrain", 2, options | {"output_dir": tmp_path / "out"})
+    ended = run_forked("pretrain", options | {"output_dir": tmp_path / "out"}, 2)
+    assert ended.code == 0, ended.errors
     record = read_record(tmp_path / "out")
     assert record["status"] == "finished" and record["training"]["steps"] >= 1
     assert record["training"]["examples"] == record["training"]["steps"] * 16
