@@ -182,6 +182,7 @@ def finished_run(folder: Path) -> RunRecord | None:
 def masked_scores(checkpoint: Path, pieces: MaskedPieces) -> dict[str, float]:
     """Cross-entropy (nats a masked token) and share of the masked tokens that `checkpoint` fills in."""
     model = AutoModelForMaskedLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    is_sparse = getattr(model.config, "sparse_prediction", False)
     loss = hits = 0.0
     for begin in range(0, len(pieces.lengths), BATCH_SIZE):
         lengths = torch.from_numpy(pieces.lengths[begin : begin + BATCH_SIZE])
@@ -191,7 +192,10 @@ def masked_scores(checkpoint: Path, pieces: MaskedPieces) -> dict[str, float]:
         )
         mask = (torch.arange(longest) < lengths[:, None]).long()
         labelled = labels != IGNORED
-        logits = model(input_ids=input_ids, attention_mask=mask).logits[labelled]
+        if is_sparse:  # ours projects to the vocabulary where there are labels only
+            logits = model(input_ids=input_ids, attention_mask=mask, labels=labels).logits
+        else:
+            logits = model(input_ids=input_ids, attention_mask=mask).logits[labelled]
         loss += torch.nn.functional.cross_entropy(logits, labels[labelled], reduction="sum").item()
         hits += (logits.argmax(dim=-1) == labels[labelled]).sum().item()
     tokens = int((pieces.labels != IGNORED).sum())
