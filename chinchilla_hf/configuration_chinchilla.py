@@ -86,7 +86,8 @@ class ChinchillaConfig(PreTrainedConfig):
             Id of the token that ends a text.
         sparse_prediction (`bool`, *optional*, defaults to `True`):
             Whether the masked-token head, when it is given `labels`, works at the positions that have one only:
-            `logits` are then `(labelled positions, vocab_size)`, in the order of the positions.
+            `logits` are then `(labelled positions, vocab_size)`, in the order of the positions. In training mode there
+            are none, because each is forgotten as soon as its gradient is made.
         tie_word_embeddings (`bool`, *optional*, defaults to `True`):
             Whether the masked-token head shares the matrix of the input embeddings.
 

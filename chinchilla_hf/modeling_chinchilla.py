@@ -8,7 +8,7 @@ What is special, beside a BERT:
 - A pooler exists only in models that use it, so that no parameter is left without gradient.
 - A checkpoint saved from any head names every head's class in `auto_map`, so it loads as any other.
 
-This file travels inside every checkpoint, with the two it imports from: they need transformers and torch alone.
+This file travels inside every checkpoint, with the three it imports from: they need transformers and torch alone.
 """
 
 from collections.abc import Callable, Iterator
@@ -48,7 +48,9 @@ from .modeling_chinchilla_block import (
     ChinchillaLayer,
     ChinchillaRotaryEmbedding,
     layer_norm,
+    matmul_dtype,
 )
+from .modeling_chinchilla_loss import summed_cross_entropy
 
 
 class ChinchillaPooler(nn.Module):
@@ -209,7 +211,7 @@ class ChinchillaModel(ChinchillaPreTrainedModel):
         hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
         mask = create_bidirectional_mask(
             config=self.config,
-            inputs_embeds=hidden_states,
+            inputs_embeds=hidden_states.to(matmul_dtype(hidden_states)),  # the mask is added to products of this dtype
             attention_mask=attention_mask,
             and_mask_function=and_masks(*mask_functions) if mask_functions else None,
         )
@@ -237,24 +239,39 @@ def predict_tokens(
     hidden_states: torch.Tensor,
     labels: torch.LongTensor | None,
     num_items_in_batch: torch.Tensor | int | None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """
     Scores of the tokens, and their cross-entropy where there are `labels`.
 
     With `config.sparse_prediction` and `labels`, scores are made at the labelled positions alone: with 15% of them
-    labelled, the vocabulary projection, the largest matrix of a small model, costs a seventh, and its memory too.
+    labelled, the vocabulary projection, the largest matrix of a small model, costs a seventh, and its memory too. In
+    training no scores are returned then, because they are made and forgotten a few tokens at a time.
     """
     if labels is not None and model.config.sparse_prediction:
         labelled = labels != -100
         hidden_states, labels = hidden_states[labelled], labels[labelled]  # (labelled, hidden_size), (labelled,)
-    logits = model.lm_head(model.transform(hidden_states))
-    if labels is None:
-        return logits, None
-    labels = labels.flatten().to(logits.device)
-    loss = nn.functional.cross_entropy(logits.flatten(0, -2).float(), labels, reduction="sum")
+    hidden_states = model.transform(hidden_states)
+    if labels is not None and model.config.sparse_prediction and _makes_gradients_with_loss(model):
+        logits, loss = None, summed_cross_entropy(hidden_states, model.lm_head, labels.to(hidden_states.device))
+    else:
+        logits = model.lm_head(hidden_states)
+        if labels is None:
+            return logits, None
+        labels = labels.flatten().to(logits.device)
+        loss = nn.functional.cross_entropy(logits.flatten(0, -2).float(), labels, reduction="sum")
     if num_items_in_batch is None:
         num_items_in_batch = labels.ne(-100).sum().clamp(min=1)
     return logits, loss / torch.as_tensor(num_items_in_batch, device=loss.device)
+
+
+def _makes_gradients_with_loss(model: "ChinchillaForMaskedLM | ChinchillaForPreTraining") -> bool:
+    """In training, with a head that is all here: not in shards of the vocabulary, nor another module in its place."""
+    head = model.lm_head
+    if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter:
+        return False
+    # torch.compile fuses by itself what comes after the projection, and cannot loop over a number it does not know.
+    in_training = model.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return in_training and head.weight.shape[0] == model.config.vocab_size
 
 
 @auto_docstring

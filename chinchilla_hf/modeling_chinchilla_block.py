@@ -21,6 +21,12 @@ from transformers.utils import TransformersKwargs
 from .configuration_chinchilla import ChinchillaConfig
 
 
+def matmul_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """The dtype in which matrix products with `tensor` are made here: that of autocast, if it is on."""
+    device_type = tensor.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else tensor.dtype
+
+
 def layer_norm(config: ChinchillaConfig) -> nn.LayerNorm:
     """A LayerNorm over the residual stream, as the config describes it."""
     return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=config.layer_norm_bias)
@@ -126,7 +132,9 @@ def eager_attention_forward(
     attn_weights = torch.matmul(query * scaling, key.transpose(2, 3))
     if attention_mask is not None:
         attn_weights = attn_weights + attention_mask
-    attn_weights = nn.functional.softmax(attn_weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    # On a CPU the softmax of half precision is one of float32 inside, without copies before and after it.
+    softmax_dtype = None if query.device.type == "cpu" else torch.float32
+    attn_weights = nn.functional.softmax(attn_weights, dim=-1, dtype=softmax_dtype).to(query.dtype)
     attn_weights = nn.functional.dropout(attn_weights, p=dropout, training=module.training)
     attn_output = torch.matmul(attn_weights, value).transpose(1, 2).contiguous()
     return attn_output, attn_weights
@@ -157,6 +165,7 @@ class ChinchillaAttention(nn.Module):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         input_shape = hidden_states.shape[:-1]
+        hidden_states = hidden_states.to(matmul_dtype(hidden_states))  # once, and not in each of three products
         head_shape = (*input_shape, -1, self.head_dim)  # -1: tensor parallelism and pruning change the head count
         query = self.q_proj(hidden_states).view(head_shape)  # (batch, length, heads, head_dim)
         key = self.k_proj(hidden_states).view(head_shape)

@@ -1,7 +1,9 @@
-"""What a script in several processes has to do about them."""
+"""What a script has to do about the processes that it runs in."""
 
 import contextlib
+import ctypes
 import gc
+import os
 import traceback
 from collections.abc import Iterator
 
@@ -27,3 +29,33 @@ def closed_process_group() -> Iterator[None]:
         if torch.distributed.is_initialized():
             gc.collect()
             torch.distributed.destroy_process_group()
+
+
+# Options of glibc's mallopt(3).
+M_TRIM_THRESHOLD = -1
+M_MMAP_MAX = -4
+
+
+def keep_freed_memory() -> bool:
+    """
+    Let this process keep the memory that it frees, for its next allocations: for training on a CPU.
+
+    Every step of a training allocates the same large tensors anew. By default glibc takes them from the operating
+    system and gives them back each time, and zeroing the pages costs a fifth of a step here
+    (`tests/benchmarks/pretraining.py`). Memory that is kept is not free for other processes; the peak stays about what
+    it is.
+
+    Returns:
+        Whether that could be set; elsewhere than under glibc nothing happens.
+    """
+    if not _has_glibc():
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1))
+
+
+def _has_glibc() -> bool:
+    try:
+        return os.confstr("CS_GNU_LIBC_VERSION") is not None
+    except (AttributeError, ValueError):  # Windows; another libc
+        return False

@@ -1,4 +1,4 @@
-"""The end of a script that ran in several processes."""
+"""The end of a script that ran in several processes, and the memory that one keeps."""
 
 import subprocess
 import sys
@@ -66,3 +66,24 @@ main()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     result = subprocess.run([*command, str(tmp_path / "script.py")], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
+
+
+def test_freed_memory_is_kept():
+    """The pages of tensors are new ones of the operating system in every step, and then no more."""
+    program = """
+import resource, torch
+from chinchilla_hf.processes import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    tensors = [torch.ones(megabytes << 18) for megabytes in (64, 40, 48)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+print(faults(), keep_freed_memory(), [faults() for _ in range(6)][-1])
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    before, is_done, after = result.stdout.split()
+    if is_done == "False":
+        pytest.skip("glibc is not the allocator here")
+    assert int(after) < 0.5 * int(before)

@@ -15,7 +15,12 @@ from transformers import AutoConfig, pipeline
 import chinchilla_hf
 from chinchilla_hf import modeling_chinchilla, registration
 
-CODE_FILES = {"configuration_chinchilla.py", "modeling_chinchilla.py", "modeling_chinchilla_block.py"}
+CODE_FILES = {
+    "configuration_chinchilla.py",
+    "modeling_chinchilla.py",
+    "modeling_chinchilla_block.py",
+    "modeling_chinchilla_loss.py",
+}
 AUTO_CLASSES = registration.FAMILIES["chinchilla"][1]
 
 

@@ -45,12 +45,17 @@ from chinchilla_hf.output_folder import (
     list_checkpoints,
     save_model_folder,
 )
-from chinchilla_hf.processes import closed_process_group
+from chinchilla_hf.processes import closed_process_group, keep_freed_memory
 from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
 from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, peak_memory_bytes
 from chinchilla_hf.scaling.flops import pretraining_step
 from chinchilla_hf.scaling.machine import matmul_flops_per_second
-from chinchilla_hf.trainer import PretrainingArguments, PretrainingTrainer, result_neutral_options
+from chinchilla_hf.trainer import (
+    PretrainingArguments,
+    PretrainingTrainer,
+    choose_attention,
+    result_neutral_options,
+)
 
 logger = logging.getLogger("pretrain")
 
@@ -132,6 +137,13 @@ class ModelArguments:
     )
     tokenizer: str | None = field(
         default=None, metadata={"help": "Tokenizer: a folder or a Hub name. Default: the model's, or one trained anew."}
+    )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "Attention to train with. Default: the faster one for rows of this length on this machine.",
+            "choices": ["eager", "sdpa", "flex_attention"],
+        },
     )
 
 
@@ -307,6 +319,8 @@ def main() -> None:
     transformers.utils.logging.set_verbosity(options.get_process_log_level())
     set_seed(options.seed)
     main_process = options.process_index == 0
+    if options.device.type == "cpu":
+        keep_freed_memory()
 
     with one_line_errors(), options.main_process_first(desc="preparing the data"):
         if data.stream:
@@ -330,6 +344,7 @@ def main() -> None:
         arguments["rows_per_step"] = rows_per_step
         tokenizer = make_tokenizer(corpus, data, model_options, shape)
         model = make_model(tokenizer, model_options, shape, data.row_length, objective.next_sentence)
+        model.set_attn_implementation(model_options.attn_implementation or choose_attention(options, data.row_length))
         if data.stream:
             train_rows, validation_rows = make_streamed_rows(corpus, tokenizer, data, objective, options)
             # What is read is counted as it comes.

@@ -5,20 +5,22 @@ Useful tokens a second of masked-token pretraining, against what people use toda
 
 All train on the same documents, cut at `--length` tokens, with a model of the same size and the step of the optimizer
 included: ours on packed rows, the peers on batches of documents padded to the longest. Useful tokens are those of the
-documents, padding is none. The contestants take turns, so that a slow moment of the machine hits all of them; printed
-are medians, and the median of the ratios within a turn.
+documents, padding is none. The contestants, each in a process of its own, take turns, so that a slow moment of the
+machine hits all of them; printed are medians, and the median of the ratios within a turn.
 
 Then: executed FLOP/s against the rate of a matrix product measured in the same run, the share of a step that the data
-pipeline takes, and the peak memory of one step, each in a process of its own.
+pipeline takes, and the peak memory of a step, by steps without a contestant beside them.
 """
 
 import logging
+import multiprocessing
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,6 +35,7 @@ from chinchilla_hf.data.objectives import MaskedTokens, MaskingSchedule
 from chinchilla_hf.data.packing import PackedRows, SpecialTokens, assemble_row, collate_rows, cut_documents, pack
 from chinchilla_hf.data.token_store import TokenStore, tokenizer_of_corpus
 from chinchilla_hf.optim import MuonWithAdamW, parameter_groups
+from chinchilla_hf.processes import keep_freed_memory
 from chinchilla_hf.run_record import peak_memory_bytes
 from chinchilla_hf.scaling.flops import pretraining_step
 from chinchilla_hf.scaling.machine import matmul_flops_per_second
@@ -40,7 +43,15 @@ from chinchilla_hf.scaling.machine import matmul_flops_per_second
 logging.getLogger("transformers").setLevel(logging.ERROR)
 
 OURS = "ours, bf16"
-PEERS = ("BertForMaskedLM, fp32", "BertForMaskedLM, bf16", "ModernBertForMaskedLM, bf16")
+BERT = "BertForMaskedLM, bf16"  # which others' memory is compared with
+# With Transformers' default attention, and with the one that some CPUs are faster with in bfloat16.
+PEERS = (
+    "BertForMaskedLM, fp32",
+    BERT,
+    "BertForMaskedLM, bf16, eager",
+    "ModernBertForMaskedLM, bf16",
+    "ModernBertForMaskedLM, bf16, eager",
+)
 
 
 @dataclass
@@ -58,7 +69,8 @@ class Options:
     device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
     rounds: int = field(default=5, metadata={"help": "Turns."})
     steps: int = field(default=2, metadata={"help": "Steps of each contestant in a turn."})
-    memory_of: str | None = field(default=None, metadata={"help": "Only one step of this contestant: its peak memory."})
+    memory_vocab_size: int = field(default=32_768, metadata={"help": "Vocabulary, where memory is measured."})
+    memory_of: str | None = field(default=None, metadata={"help": "Only the peak memory of this contestant."})
 
 
 @dataclass
@@ -122,11 +134,8 @@ def packed_batches(
         begin += size
 
 
-def make(name: str, options: Options, store: TokenStore, tokenizer: Any) -> Contestant:
-    torch.manual_seed(0)
-    special = SpecialTokens.of(tokenizer)
-    masked = MaskedTokens(tokenizer, MaskingSchedule(options.masking_rate, options.masking_rate))
-    shape = {
+def common_shape(options: Options, tokenizer: Any) -> dict[str, int]:
+    return {
         "vocab_size": max(options.vocab_size, len(tokenizer)),
         "hidden_size": options.hidden_size,
         "num_hidden_layers": options.num_hidden_layers,
@@ -134,102 +143,142 @@ def make(name: str, options: Options, store: TokenStore, tokenizer: Any) -> Cont
         "intermediate_size": 4 * options.hidden_size,
         "max_position_embeddings": 512,
     }
+
+
+def our_config(options: Options, tokenizer: Any) -> ChinchillaConfig:
+    config = ChinchillaConfig(
+        **common_shape(options, tokenizer), hidden_dropout=0.0, pad_token_id=tokenizer.pad_token_id
+    )
+    config._attn_implementation = options.attn_implementation
+    return config
+
+
+def make(name: str, options: Options, store: TokenStore, tokenizer: Any) -> Contestant:
+    torch.manual_seed(0)
+    special = SpecialTokens.of(tokenizer)
+    masked = MaskedTokens(tokenizer, MaskingSchedule(options.masking_rate, options.masking_rate))
     if name == OURS:
-        config = ChinchillaConfig(**shape, hidden_dropout=0.0, pad_token_id=special.padding)
-        config._attn_implementation = options.attn_implementation
-        model: torch.nn.Module = ChinchillaForMaskedLM(config)
+        if options.device == "cpu":
+            keep_freed_memory()  # as training/pretrain.py does
+        model: torch.nn.Module = ChinchillaForMaskedLM(our_config(options, tokenizer))
         optimizer: torch.optim.Optimizer = MuonWithAdamW(parameter_groups(model, 0.1, muon=True))
         batches = packed_batches(store, special, masked, options)
     else:
         # Their own defaults, dropout included; the optimizer is Trainer's default.
+        shape = common_shape(options, tokenizer)
         if name.startswith("Modern"):
             modern = {"sparse_prediction": True, "pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3}
             modern |= {"bos_token_id": 2, "eos_token_id": 3}
             model = ModernBertForMaskedLM(ModernBertConfig(**shape, **modern))
         else:
             model = BertForMaskedLM(BertConfig(**shape))
+        if name.endswith("eager"):
+            model.set_attn_implementation("eager")
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
         batches = padded_batches(store, special, masked, options)
-    dtype = torch.float32 if name.endswith("fp32") else torch.bfloat16
+    dtype = torch.float32 if "fp32" in name else torch.bfloat16
     return Contestant(model.to(options.device).train(), optimizer, batches, dtype, options.device)
 
 
-def timed(step: Callable[[], int], steps: int) -> float:
-    """Useful tokens a second over `steps` steps."""
-    start = time.perf_counter()
-    useful = sum(step() for _ in range(steps))
-    return useful / (time.perf_counter() - start)
-
-
 def report_memory(options: Options) -> None:
-    """Peak memory of one step of each, in processes of their own."""
+    """Peak memory of steps of each, in processes of their own."""
     peaks = {}
     for name in (OURS, *PEERS):
-        command = [sys.executable, *sys.argv, "--memory_of", name]
+        command = [sys.executable, *sys.argv, "--memory_of", name, "--vocab_size", str(options.memory_vocab_size)]
         peaks[name] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
-    print(f"\npeak memory of a step beyond model and optimizer ({options.tokens_per_step} tokens)")
+    print(f"\npeak memory of a step beyond the model, vocabulary {options.memory_vocab_size}")
     for name, peak in peaks.items():
-        print(f"{name:<28} {peak / 2**20:8.0f} MiB   {peak / peaks[PEERS[1]]:.2f} of {PEERS[1]}")
+        print(f"{name:<36} {peak / 2**20:8.0f} MiB   {peak / peaks[BERT]:.2f} of {BERT}")
 
 
-def memory_of_step(contestant: Contestant) -> int:
-    """Bytes that a step needs beyond what is there before it: model, data and libraries."""
-    contestant.step()  # makes the state of the optimizer
+def memory_of_steps(contestant: Contestant) -> int:
+    """Bytes at the peak of two steps, beyond what is there before them: model, data and libraries."""
     if contestant.device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        contestant.step()
-        return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # proc_pid_clear_refs(5): the peak is now what is in use
-    before = peak_memory_bytes()
-    contestant.step()
-    return peak_memory_bytes() - before
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # proc_pid_clear_refs(5): the peak is now what is in use
+        before = peak_memory_bytes()
+    contestant.step(), contestant.step()
+    return (peak_memory_bytes() if contestant.device == "cpu" else torch.cuda.max_memory_allocated()) - before
 
 
 def main() -> None:
     (options,) = HfArgumentParser(Options, description=__doc__).parse_args_into_dataclasses()
     corpus = Corpus(options.dataset)
     with tempfile.TemporaryDirectory() as cache:
-        settings = {"vocab_size": options.vocab_size, "model_max_length": 512, "show_progress": False}
+        # Of a larger vocabulary only the model's tables grow.
+        settings = {"vocab_size": min(options.vocab_size, 16_384), "model_max_length": 512, "show_progress": False}
         tokenizer = tokenizer_of_corpus(corpus, cache_dir=cache, max_documents=options.max_documents, **settings)
         store = TokenStore.build(
             corpus, tokenizer, cache_dir=cache, max_documents=options.max_documents, show_progress=False
         )
         if options.memory_of:
-            print(memory_of_step(make(options.memory_of, options, store, tokenizer)))
+            print(memory_of_steps(make(options.memory_of, options, store, tokenizer)))
             return
         compare(options, store, tokenizer)
     report_memory(options)
 
 
-def compare(options: Options, store: TokenStore, tokenizer: Any) -> None:
-    contestants = {name: make(name, options, store, tokenizer) for name in (OURS, *PEERS)}
-    for contestant in contestants.values():
-        contestant.step(), contestant.step()
+def serve(connection: Connection, name: str, options: Options, store: TokenStore, tokenizer: Any) -> None:
+    """Be the process of a contestant: at every number received, train so many steps, and send what came of it."""
+    contestant = make(name, options, store, tokenizer)
+    while steps := connection.recv():
         contestant.data_seconds = 0.0
+        start = time.perf_counter()
+        useful = sum(contestant.step() for _ in range(steps))
+        connection.send((useful, time.perf_counter() - start, contestant.data_seconds))
+
+
+class Worker:
+    """A contestant in a process of its own: its memory is its own, too."""
+
+    def __init__(self, *arguments: Any):
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, *arguments), daemon=True)
+        self.process.start()
+        theirs.close()  # or the end of a process that fails would not be seen here
+
+    def train(self, steps: int) -> tuple[int, float, float]:
+        """Useful tokens, seconds, and seconds of these in the data pipeline."""
+        self.connection.send(steps)
+        return self.connection.recv()
+
+    def end(self) -> None:
+        self.connection.send(0)
+        self.process.join()
+
+
+def compare(options: Options, store: TokenStore, tokenizer: Any) -> None:
+    contestants = {}
+    for name in (OURS, *PEERS):
+        contestants[name] = Worker(name, options, store, tokenizer)
+        contestants[name].train(2)
     rates: dict[str, list[float]] = {name: [] for name in contestants}
-    peaks = []
-    start = {name: 0.0 for name in contestants}
+    peaks, data_shares = [], []
     for _ in range(options.rounds):
         peaks.append(matmul_flops_per_second(options.device, torch.bfloat16, seconds=0.5))
         for name, contestant in contestants.items():
-            begin = time.perf_counter()
-            rates[name].append(timed(contestant.step, options.steps))
-            start[name] += time.perf_counter() - begin
+            useful, seconds, data_seconds = contestant.train(options.steps)
+            rates[name].append(useful / seconds)
+            if name == OURS:
+                data_shares.append(data_seconds / seconds)
+    for contestant in contestants.values():
+        contestant.end()
     threads = f", {torch.get_num_threads()} threads" if options.device == "cpu" else f", {torch.cuda.get_device_name()}"
     print(f"{options.tokens_per_step} tokens a step, documents of at most {options.length}{threads}")
     for name in contestants:
         ratio = median(ours / theirs for ours, theirs in zip(rates[OURS], rates[name], strict=True))
-        print(f"{name:<28} {median(rates[name]):10,.0f} useful tokens/s   ours is {ratio:.2f} times as fast")
-    ours = contestants[OURS]
+        print(f"{name:<36} {median(rates[name]):10,.0f} useful tokens/s   ours is {ratio:.2f} times as fast")
     rows = options.tokens_per_step // options.length
-    flops = pretraining_step(ours.model.config, rows, options.length, options.masking_rate)
+    flops = pretraining_step(our_config(options, tokenizer), rows, options.length, options.masking_rate)
     steps_per_second = median(rates[OURS]) / options.tokens_per_step
     print(
         f"executed: {flops * steps_per_second / 1e9:,.0f} GFLOP/s, {flops * steps_per_second / median(peaks):.1%} of a "
         f"bf16 matrix product ({median(peaks) / 1e9:,.0f} GFLOP/s)"
     )
-    print(f"data pipeline: {ours.data_seconds / start[OURS]:.2%} of the time of a step")
+    print(f"data pipeline: {median(data_shares):.2%} of the time of a step")
 
 
 if __name__ == "__main__":

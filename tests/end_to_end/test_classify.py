@@ -34,6 +34,7 @@ RESULT_FILES = {
     "model.safetensors",
     "modeling_chinchilla.py",
     "modeling_chinchilla_block.py",
+    "modeling_chinchilla_loss.py",
     "run.json",
     "tokenizer.json",
     "tokenizer_config.json",
