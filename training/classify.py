@@ -396,7 +396,8 @@ def main() -> None:
         options.metric_for_best_model = "r2" if data.problem_type == "regression" else "macro_f1"
         options.greater_is_better = True
     collate = DataCollatorWithPadding(tokenizer)
-    early_stopping = [EarlyStoppingCallback(options.early_stopping_patience)] if options.early_stopping_patience else []
+    stops_early = options.early_stopping_patience and options.eval_strategy != "no"
+    early_stopping = [EarlyStoppingCallback(options.early_stopping_patience)] if stops_early else []
     trainer = Trainer(
         model,
         options,
