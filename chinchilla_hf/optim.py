@@ -78,12 +78,13 @@ def _evaluate(closure: Callable[[], float] | None) -> float | None:
 
 class Muon(torch.optim.Optimizer):
     """
-    What `torch.optim.Muon` computes with Nesterov's momentum and `adjust_lr_fn="match_rms_adamw"`, and three additions.
+    What `torch.optim.Muon` computes with Nesterov's momentum and `adjust_lr_fn="match_rms_adamw"`, and four additions.
 
     Matrices of one shape are orthogonalised together. The precision of that can be chosen: in bfloat16, a difference in
     the last bits of a float32 gradient, such as the order of a sum over processes makes, may round to one of 1/256, and
     in float32 it stays what it is. And a matrix that is sharded over processes (FSDP) is gathered for it, because a
-    shard on its own has other singular vectors; each process then keeps its share of the result.
+    shard on its own has other singular vectors; each process then keeps its share of the result. Processes that all
+    have whole matrices and the same gradients (DDP) orthogonalise a share of the matrices each, and exchange them.
 
     Args:
         groups: of matrices.
@@ -91,6 +92,7 @@ class Muon(torch.optim.Optimizer):
         momentum: decay of the average of the gradients.
         weight_decay: of groups that name none.
         dtype: in which matrices are orthogonalised.
+        replicated: whether all processes of the default group have the same parameters and gradients.
 
     Raises:
         ValueError: a parameter is no matrix.
@@ -103,9 +105,11 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.1,
         dtype: torch.dtype = torch.bfloat16,
+        replicated: bool = False,
     ):
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.dtype = dtype
+        self.replicated = replicated
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.ndim != 2:
@@ -126,11 +130,25 @@ class Muon(torch.optim.Optimizer):
                     of_one_shape.setdefault(parameter.shape, []).append((parameter, direction))
             for shape, pairs in of_one_shape.items():
                 lr = 0.2 * math.sqrt(max(shape)) * group["lr"]  # Liu et al. 2025, section 2.2
-                updates = orthogonalised(torch.stack([direction.to(self.dtype) for _, direction in pairs]))
+                updates = self._orthogonalised([direction for _, direction in pairs])
                 for (parameter, _), update in zip(pairs, updates, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(_sharded_like(parameter, update), alpha=-lr)
         return loss
+
+    def _orthogonalised(self, directions: list[torch.Tensor]) -> torch.Tensor:
+        """All of them, of one shape, in `dtype`: `(number, rows, columns)`."""
+        if not self.replicated:
+            return orthogonalised(torch.stack([direction.to(self.dtype) for direction in directions]))
+        processes, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+        share = math.ceil(len(directions) / processes)
+        own = directions[rank * share : (rank + 1) * share]  # fewer, or none, in the last processes
+        updates = directions[0].new_zeros((processes * share, *directions[0].shape), dtype=self.dtype)
+        of_this = torch.zeros_like(updates[:share])
+        if own:
+            of_this[: len(own)] = orthogonalised(torch.stack([direction.to(self.dtype) for direction in own]))
+        torch.distributed.all_gather_into_tensor(updates, of_this)
+        return updates[: len(directions)]
 
     def _direction(self, parameter: nn.Parameter, gradient: torch.Tensor, momentum: float) -> torch.Tensor:
         """Nesterov's momentum, the whole matrix."""
@@ -167,6 +185,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         betas, eps: of AdamW.
         weight_decay: of groups that name none.
         muon_dtype: in which Muon orthogonalises: that of the multiplications of the model is quick and precise enough.
+        replicated: see [`Muon`].
 
     Raises:
         ValueError: a parameter of a Muon group is no matrix.
@@ -181,13 +200,14 @@ class MuonWithAdamW(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.1,
         muon_dtype: torch.dtype = torch.bfloat16,
+        replicated: bool = False,
     ):
         muon = [group for group in groups if group.get("muon")]
         others = [group for group in groups if not group.get("muon")]
         shared: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
         self._parts: list[torch.optim.Optimizer] = []
         if muon:
-            self._parts.append(Muon(muon, momentum=momentum, dtype=muon_dtype, **shared))
+            self._parts.append(Muon(muon, momentum=momentum, dtype=muon_dtype, replicated=replicated, **shared))
         if others:
             self._parts.append(torch.optim.AdamW(others, betas=betas, eps=eps, fused=True, **shared))
         # The groups are the very dictionaries of the parts: a scheduler that sets a learning rate here sets it there.

@@ -352,7 +352,12 @@ class PretrainingTrainer(Trainer):
             # and it is slow on CPUs that do not multiply it in hardware.
             muon_dtype = torch.bfloat16 if args.bf16 else torch.float32
             self.optimizer = MuonWithAdamW(
-                groups, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon, muon_dtype=muon_dtype
+                groups,
+                lr=args.learning_rate,
+                betas=betas,
+                eps=args.adam_epsilon,
+                muon_dtype=muon_dtype,
+                replicated=args.world_size > 1 and not self.is_fsdp_enabled and not self.is_deepspeed_enabled,
             )
         return self.optimizer
 

@@ -1,4 +1,4 @@
-"""Matrices in shards are trained like whole ones, and what asks for shards in vain is told so."""
+"""Matrices in shards, or by shares, are trained like those of one process; what asks for shards in vain is told so."""
 
 from types import SimpleNamespace
 
@@ -26,10 +26,10 @@ torch.manual_seed(0)
 whole = nn.ParameterList([torch.randn(5, 8), torch.randn(1, 4), torch.randn(8, 5), torch.randn(5, 8), torch.randn(6)])
 
 
-def optimizer_of(parameters):
+def optimizer_of(parameters, replicated=False):
     *matrices, vector = parameters
     groups = [{"params": matrices, "muon": True}, {"params": [vector]}]
-    return MuonWithAdamW(groups, lr=0.1, muon_dtype=torch.float32)
+    return MuonWithAdamW(groups, lr=0.1, muon_dtype=torch.float32, replicated=replicated)
 
 
 def train(parameters, optimizer, steps):
@@ -47,6 +47,13 @@ def train(parameters, optimizer, steps):
 def close(ours, theirs):
     torch.testing.assert_close(ours.full_tensor(), theirs, atol=1e-5, rtol=1e-5)
 
+
+# As under DDP: of two matrices of one shape a process has one, of a single one only the first process has something.
+alone, replicas = copy.deepcopy(whole), copy.deepcopy(whole)
+train(alone, optimizer_of(alone), range(2))
+train(replicas, optimizer_of(replicas, replicated=True), range(2))
+for replica, matrix in zip(replicas, alone, strict=True):
+    torch.testing.assert_close(replica, matrix, atol=1e-5, rtol=1e-5)
 
 sharded = fully_shard(copy.deepcopy(whole))
 parts = list(sharded)
