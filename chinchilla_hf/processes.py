@@ -41,9 +41,8 @@ def keep_freed_memory() -> bool:
     Let this process keep the memory that it frees, for its next allocations: for training on a CPU.
 
     Every step of a training allocates the same large tensors anew. By default glibc takes them from the operating
-    system and gives them back each time, and zeroing the pages costs a fifth of a step here
-    (`tests/benchmarks/pretraining.py`). Memory that is kept is not free for other processes; the peak stays about what
-    it is.
+    system and gives them back each time, and zeroing the pages was 7% of a pretraining step of 16,384 tokens on two
+    cores (2.44 s, and 2.27 s with this). Memory that is kept is not free for other processes, and the peak was 4% up.
 
     Returns:
         Whether that could be set; elsewhere than under glibc nothing happens.
