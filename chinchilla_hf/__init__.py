@@ -2,19 +2,25 @@
 Small Transformers of your own in the Hugging Face stack.
 
 `import chinchilla_hf` registers the models with `AutoConfig`, `AutoModel` and every `AutoModelFor...` that fits, and
-does nothing else: neither torch nor the models are imported before they are used.
+pipelines that Transformers has no more. It does nothing else: neither torch nor the models are imported before they are
+used.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .registration import register_auto_classes
+from .registration import register_auto_classes, register_pipelines
 
 __version__ = "0.1.0"
 
 # Public name -> the module that defines it, imported at first use.
 _MODULE_OF = {
     "ChinchillaConfig": "configuration_chinchilla",
+    "ChinchillaDecoderConfig": "configuration_chinchilla",
+    "ChinchillaDecoderModel": "modeling_chinchilla_decoder",
+    "ChinchillaDecoderPreTrainedModel": "modeling_chinchilla_decoder",
+    "ChinchillaForCausalLM": "modeling_chinchilla_decoder",
+    "ChinchillaForConditionalGeneration": "modeling_chinchilla_seq2seq",
     "ChinchillaForMaskedLM": "modeling_chinchilla",
     "ChinchillaForMultipleChoice": "modeling_chinchilla",
     "ChinchillaForNextSentencePrediction": "modeling_chinchilla",
@@ -24,13 +30,17 @@ _MODULE_OF = {
     "ChinchillaForTokenClassification": "modeling_chinchilla",
     "ChinchillaModel": "modeling_chinchilla",
     "ChinchillaPreTrainedModel": "modeling_chinchilla",
+    "ChinchillaSeq2SeqConfig": "configuration_chinchilla",
+    "ChinchillaSeq2SeqModel": "modeling_chinchilla_seq2seq",
+    "ChinchillaSeq2SeqPreTrainedModel": "modeling_chinchilla_seq2seq",
+    "ChinchillaTranslationPipeline": "pipeline_chinchilla",
     "train_tokenizer": "tokenization",
 }
 
 __all__ = [*_MODULE_OF, "__version__"]
 
 if TYPE_CHECKING:
-    from .configuration_chinchilla import ChinchillaConfig
+    from .configuration_chinchilla import ChinchillaConfig, ChinchillaDecoderConfig, ChinchillaSeq2SeqConfig
     from .modeling_chinchilla import (
         ChinchillaForMaskedLM,
         ChinchillaForMultipleChoice,
@@ -42,6 +52,17 @@ if TYPE_CHECKING:
         ChinchillaModel,
         ChinchillaPreTrainedModel,
     )
+    from .modeling_chinchilla_decoder import (
+        ChinchillaDecoderModel,
+        ChinchillaDecoderPreTrainedModel,
+        ChinchillaForCausalLM,
+    )
+    from .modeling_chinchilla_seq2seq import (
+        ChinchillaForConditionalGeneration,
+        ChinchillaSeq2SeqModel,
+        ChinchillaSeq2SeqPreTrainedModel,
+    )
+    from .pipeline_chinchilla import ChinchillaTranslationPipeline
     from .tokenization import train_tokenizer
 
 
@@ -58,3 +79,4 @@ def __dir__() -> list[str]:
 
 
 register_auto_classes()
+register_pipelines()

@@ -19,6 +19,7 @@ from transformers.activations import ACT2FN
 from . import modeling_chinchilla
 from .configuration_chinchilla import ChinchillaConfig
 from .modeling_chinchilla import ChinchillaPreTrainedModel
+from .modeling_chinchilla_pretrained import explained_damage
 
 # Module of a BERT -> our module; `*` is the number of the layer.
 _BERT_BODY = {
@@ -125,7 +126,7 @@ def convert_checkpoint(
     _check_convertible(source_config)  # before the weights are read
     architecture = (source_config.architectures or [""])[0]
     source_class = getattr(transformers, architecture, None) or transformers.AutoModel
-    with modeling_chinchilla.explained_damage(name_or_path):
+    with explained_damage(name_or_path):
         source = source_class.from_pretrained(
             name_or_path, config=source_config, revision=revision, token=token, use_safetensors=True, dtype="auto"
         )
@@ -231,6 +232,7 @@ def convert_to_bert(model: ChinchillaPreTrainedModel) -> PreTrainedModel:
         "attention_bias": True,
         "mlp_bias": True,
         "head_dim": config.hidden_size // config.num_attention_heads,
+        "num_key_value_heads": config.num_attention_heads,
     }
     if model.base_model.pooler is not None:
         expected |= {"pooler_type": "dense", "pooling": "cls", "pooler_act": "tanh"}

@@ -8,15 +8,13 @@ What is special, beside a BERT:
 - A pooler exists only in models that use it, so that no parameter is left without gradient.
 - A checkpoint saved from any head names every head's class in `auto_map`, so it loads as any other.
 
-This file travels inside every checkpoint, with the three it imports from: they need transformers and torch alone.
+This file travels inside every checkpoint, with the files it imports from: they need transformers and torch alone.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.loss.loss_utils import fixed_cross_entropy
@@ -35,7 +33,6 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
-from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
@@ -47,10 +44,12 @@ from .modeling_chinchilla_block import (
     ChinchillaEmbeddings,
     ChinchillaLayer,
     ChinchillaRotaryEmbedding,
+    check_packing_is_isolated,
     layer_norm,
     matmul_dtype,
 )
-from .modeling_chinchilla_loss import summed_cross_entropy
+from .modeling_chinchilla_loss import makes_gradients_with_loss, summed_cross_entropy
+from .modeling_chinchilla_pretrained import ChinchillaFamilyPreTrainedModel
 
 
 class ChinchillaPooler(nn.Module):
@@ -77,18 +76,6 @@ class ChinchillaPooler(nn.Module):
         return (nn.functional.normalize(pooled.float(), dim=-1) * self.length).to(pooled.dtype)
 
 
-@contextmanager
-def explained_damage(checkpoint) -> Iterator[None]:
-    """Around reading the weights of `checkpoint`: damaged ones raise an `OSError` that says so."""
-    try:
-        yield
-    except SafetensorError as error:
-        raise OSError(
-            f"the weights in {checkpoint} are truncated or corrupted ({error}): copy or download model.safetensors "
-            "again, or go back to an earlier checkpoint"
-        ) from error
-
-
 class ChinchillaPredictionTransform(nn.Module):
     """Dense layer, activation and LayerNorm before the vocabulary projection of the masked-token head."""
 
@@ -103,32 +90,14 @@ class ChinchillaPredictionTransform(nn.Module):
 
 
 @auto_docstring
-class ChinchillaPreTrainedModel(PreTrainedModel):
+class ChinchillaPreTrainedModel(ChinchillaFamilyPreTrainedModel):
     config: ChinchillaConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["ChinchillaEmbeddings", "ChinchillaLayer"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
     # A checkpoint may hold a dense pooler and a next-sentence head that this head or pooler_type has no use for.
     _keys_to_ignore_on_load_unexpected = [r"pooler\.", r"seq_relationship\."]
     _can_record_outputs = {"hidden_states": ChinchillaLayer, "attentions": ChinchillaAttention}
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As `PreTrainedModel.from_pretrained`; damaged weights raise an `OSError` that says so."""
-        with explained_damage(pretrained_model_name_or_path):
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As `PreTrainedModel.save_pretrained`; the checkpoint also names the class of every head."""
-        self.config.auto_map = {
-            "AutoConfig": f"configuration_chinchilla.{type(self.config).__name__}",
-            **{auto_class: f"modeling_chinchilla.{name}" for auto_class, name in AUTO_CLASSES.items()},
-        }
+        """As `PreTrainedModel.save_pretrained`; the checkpoint also names every head's class, and what has a pooler."""
         self.config.add_pooling_layer = self.base_model.pooler is not None
         super().save_pretrained(save_directory, *args, **kwargs)
 
@@ -199,7 +168,7 @@ class ChinchillaModel(ChinchillaPreTrainedModel):
         else:
             documents = find_packed_sequence_indices(position_ids.expand(batch_size, -1))
             if documents is not None:
-                self._check_packing_is_isolated(batch_size, kwargs)
+                check_packing_is_isolated(self.config, batch_size, kwargs)
                 mask_functions.append(packed_sequence_mask_function(documents))
             kwargs["position_ids"] = position_ids  # flash attention finds the documents of a single row by them
 
@@ -224,15 +193,6 @@ class ChinchillaModel(ChinchillaPreTrainedModel):
         pooled = self.pooler(hidden_states, attention_mask) if self.pooler is not None else None
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
-    def _check_packing_is_isolated(self, batch_size: int, kwargs: dict) -> None:
-        """Flash attention takes no mask: it needs the documents' lengths, or finds them in a single row."""
-        if is_flash_attention_requested(self.config) and batch_size > 1 and kwargs.get("cu_seq_lens_q") is None:
-            raise ValueError(
-                f"position_ids mark packed documents in a batch of {batch_size} rows, which flash attention cannot "
-                "keep apart by itself: pass cu_seq_lens_q, cu_seq_lens_k, max_length_q and max_length_k with one flat "
-                "row (DataCollatorWithFlattening(return_flash_attn_kwargs=True)), or use attn_implementation='sdpa'"
-            )
-
 
 def predict_tokens(
     model: "ChinchillaForMaskedLM | ChinchillaForPreTraining",
@@ -251,7 +211,7 @@ def predict_tokens(
         labelled = labels != -100
         hidden_states, labels = hidden_states[labelled], labels[labelled]  # (labelled, hidden_size), (labelled,)
     hidden_states = model.transform(hidden_states)
-    if labels is not None and model.config.sparse_prediction and _makes_gradients_with_loss(model):
+    if labels is not None and model.config.sparse_prediction and makes_gradients_with_loss(model):
         logits, loss = None, summed_cross_entropy(hidden_states, model.lm_head, labels.to(hidden_states.device))
     else:
         logits = model.lm_head(hidden_states)
@@ -262,16 +222,6 @@ def predict_tokens(
     if num_items_in_batch is None:
         num_items_in_batch = labels.ne(-100).sum().clamp(min=1)
     return logits, loss / torch.as_tensor(num_items_in_batch, device=loss.device)
-
-
-def _makes_gradients_with_loss(model: "ChinchillaForMaskedLM | ChinchillaForPreTraining") -> bool:
-    """In training, with a head that is all here: not in shards of the vocabulary, nor another module in its place."""
-    head = model.lm_head
-    if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter:
-        return False
-    # torch.compile fuses by itself what comes after the projection, and cannot loop over a number it does not know.
-    in_training = model.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    return in_training and head.weight.shape[0] == model.config.vocab_size
 
 
 @auto_docstring
@@ -650,6 +600,10 @@ AUTO_CLASSES = {
     "AutoModelForTokenClassification": "ChinchillaForTokenClassification",
     "AutoModelForQuestionAnswering": "ChinchillaForQuestionAnswering",
     "AutoModelForMultipleChoice": "ChinchillaForMultipleChoice",
+}
+
+ChinchillaPreTrainedModel._classes_of_auto_classes = {
+    auto_class: f"modeling_chinchilla.{name}" for auto_class, name in AUTO_CLASSES.items()
 }
 
 ChinchillaModel.register_for_auto_class("AutoModel")

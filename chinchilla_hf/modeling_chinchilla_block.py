@@ -1,6 +1,6 @@
 """
-The block that every Chinchilla model is built from: attention and a feed-forward network, each with LayerNorm and
-residual addition, and the embeddings in front of them.
+The block that every Chinchilla model is built from: attention, in the decoder of an encoder-decoder attention to the
+encoder's states, and a feed-forward network, each with LayerNorm and residual addition; and the embeddings in front.
 
 `ChinchillaLayer.residual` is the one place that reads `config.norm_placement`.
 
@@ -12,13 +12,15 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
+from transformers.utils.generic import is_flash_attention_requested
 
-from .configuration_chinchilla import ChinchillaConfig
+from .configuration_chinchilla import ChinchillaBlockConfig
 
 
 def matmul_dtype(tensor: torch.Tensor) -> torch.dtype:
@@ -27,7 +29,22 @@ def matmul_dtype(tensor: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else tensor.dtype
 
 
-def layer_norm(config: ChinchillaConfig) -> nn.LayerNorm:
+def check_packing_is_isolated(config: ChinchillaBlockConfig, batch_size: int, kwargs: dict) -> None:
+    """
+    Flash attention takes no mask: it needs the documents' lengths, or finds them in a single row.
+
+    Raises:
+        ValueError: it would mix the documents of packed rows.
+    """
+    if is_flash_attention_requested(config) and batch_size > 1 and kwargs.get("cu_seq_lens_q") is None:
+        raise ValueError(
+            f"position_ids mark packed documents in a batch of {batch_size} rows, which flash attention cannot "
+            "keep apart by itself: pass cu_seq_lens_q, cu_seq_lens_k, max_length_q and max_length_k with one flat "
+            "row (DataCollatorWithFlattening(return_flash_attn_kwargs=True)), or use attn_implementation='sdpa'"
+        )
+
+
+def layer_norm(config: ChinchillaBlockConfig) -> nn.LayerNorm:
     """A LayerNorm over the residual stream, as the config describes it."""
     return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=config.layer_norm_bias)
 
@@ -35,7 +52,7 @@ def layer_norm(config: ChinchillaConfig) -> nn.LayerNorm:
 class ChinchillaEmbeddings(nn.Module):
     """Token, token-type and (with `position_embedding_type="learned"`) position embeddings, summed."""
 
-    def __init__(self, config: ChinchillaConfig):
+    def __init__(self, config: ChinchillaBlockConfig):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.embed_token_types = (
@@ -71,7 +88,7 @@ class ChinchillaEmbeddings(nn.Module):
 class ChinchillaRotaryEmbedding(nn.Module):
     """Cosines and sines of the rotary position embedding (Su et al. 2021, equation 34), made once a forward."""
 
-    def __init__(self, config: ChinchillaConfig):
+    def __init__(self, config: ChinchillaBlockConfig):
         super().__init__()
         self.max_seq_len_cached = config.max_position_embeddings
         self.original_max_seq_len = config.max_position_embeddings
@@ -86,7 +103,7 @@ class ChinchillaRotaryEmbedding(nn.Module):
         self.original_inv_freq = nn.Buffer(inv_freq.clone(), persistent=False)
 
     @staticmethod
-    def compute_default_rope_parameters(config: ChinchillaConfig, **kwargs) -> tuple[torch.Tensor, float]:
+    def compute_default_rope_parameters(config: ChinchillaBlockConfig, **kwargs) -> tuple[torch.Tensor, float]:
         """Inverse frequencies, shape `(head_dim / 2,)`, and the factor on cosines and sines (1)."""
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float) / config.head_dim
         return 1.0 / (config.rope_parameters["rope_theta"] ** exponents), 1.0
@@ -129,6 +146,9 @@ def eager_attention_forward(
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The reference: softmax(q k^T * scaling + mask) v, with the weights returned."""
+    if module.num_key_value_groups > 1:
+        key = key.repeat_interleave(module.num_key_value_groups, dim=1)
+        value = value.repeat_interleave(module.num_key_value_groups, dim=1)
     attn_weights = torch.matmul(query * scaling, key.transpose(2, 3))
     if attention_mask is not None:
         attn_weights = attn_weights + attention_mask
@@ -141,38 +161,84 @@ def eager_attention_forward(
 
 
 class ChinchillaAttention(nn.Module):
-    """Multi-head self-attention over whatever backend `config._attn_implementation` names."""
+    """
+    Multi-head attention over whatever backend `config._attn_implementation` names: of a sequence to itself or, where
+    `key_value_size` is given, to another one of that width.
+    """
 
-    def __init__(self, config: ChinchillaConfig, layer_idx: int):
+    def __init__(
+        self,
+        config: ChinchillaBlockConfig,
+        layer_idx: int,
+        is_causal: bool = False,
+        key_value_size: int | None = None,
+    ):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
         self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = config.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
-        self.is_causal = False
-        inner_size = config.num_attention_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, inner_size, bias=config.attention_bias)
-        self.k_proj = nn.Linear(config.hidden_size, inner_size, bias=config.attention_bias)
-        self.v_proj = nn.Linear(config.hidden_size, inner_size, bias=config.attention_bias)
-        self.o_proj = nn.Linear(inner_size, config.hidden_size, bias=config.attention_bias)
+        self.is_causal = is_causal
+        query_size = config.num_attention_heads * config.head_dim
+        shared_size = config.num_key_value_heads * config.head_dim
+        key_value_size = config.hidden_size if key_value_size is None else key_value_size
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.attention_bias)
+        self.k_proj = nn.Linear(key_value_size, shared_size, bias=config.attention_bias)
+        self.v_proj = nn.Linear(key_value_size, shared_size, bias=config.attention_bias)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_bias)
+
+    def project(self, hidden_states: torch.Tensor, projection: nn.Linear) -> torch.Tensor:
+        """Queries, keys or values, `(batch, length, heads, head_dim)`."""
+        # -1: tensor parallelism and pruning change the head count
+        return projection(hidden_states).view(*hidden_states.shape[:-1], -1, self.head_dim)
+
+    def keys_and_values(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,
+        cache: Cache | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those of `hidden_states`, behind those in the `cache`, each `(batch, heads, length, head_dim)`."""
+        key, value = self.project(hidden_states, self.k_proj), self.project(hidden_states, self.v_proj)
+        if position_embeddings is not None:
+            key = apply_rotary_pos_emb(key, *position_embeddings)
+        key, value = key.transpose(1, 2), value.transpose(1, 2)
+        return (key, value) if cache is None else cache.update(key, value, self.layer_idx)
+
+    def keys_and_values_of_encoder(
+        self, encoder_hidden_states: torch.Tensor, past_key_values: EncoderDecoderCache | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those of the encoder's states, made for the first token and kept in the cache for the others."""
+        if past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
+            layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
+            return layer.keys, layer.values
+        cache = None
+        if past_key_values is not None:
+            cache = past_key_values.cross_attention_cache
+            past_key_values.is_updated[self.layer_idx] = True
+        encoder_hidden_states = encoder_hidden_states.to(matmul_dtype(encoder_hidden_states))
+        return self.keys_and_values(encoder_hidden_states, None, cache)
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         input_shape = hidden_states.shape[:-1]
         hidden_states = hidden_states.to(matmul_dtype(hidden_states))  # once, and not in each of three products
-        head_shape = (*input_shape, -1, self.head_dim)  # -1: tensor parallelism and pruning change the head count
-        query = self.q_proj(hidden_states).view(head_shape)  # (batch, length, heads, head_dim)
-        key = self.k_proj(hidden_states).view(head_shape)
-        value = self.v_proj(hidden_states).view(head_shape)
+        query = self.project(hidden_states, self.q_proj)
         if position_embeddings is not None:
             query = apply_rotary_pos_emb(query, *position_embeddings)
-            key = apply_rotary_pos_emb(key, *position_embeddings)
+        if encoder_hidden_states is not None:
+            key, value = self.keys_and_values_of_encoder(encoder_hidden_states, past_key_values)
+        else:
+            key, value = self.keys_and_values(hidden_states, position_embeddings, past_key_values)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -180,8 +246,8 @@ class ChinchillaAttention(nn.Module):
         attn_output, attn_weights = attention_interface(
             self,
             query.transpose(1, 2),  # (batch, heads, length, head_dim)
-            key.transpose(1, 2),
-            value.transpose(1, 2),
+            key,
+            value,
             attention_mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
@@ -194,7 +260,7 @@ class ChinchillaAttention(nn.Module):
 class ChinchillaMLP(nn.Module):
     """Feed-forward network: `hidden_size -> intermediate_size -> hidden_size`."""
 
-    def __init__(self, config: ChinchillaConfig):
+    def __init__(self, config: ChinchillaBlockConfig):
         super().__init__()
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.act_fn = ACT2FN[config.hidden_act]
@@ -205,13 +271,26 @@ class ChinchillaMLP(nn.Module):
 
 
 class ChinchillaLayer(GradientCheckpointingLayer):
-    """One block: attention, then the feed-forward network, each with its LayerNorm and residual addition."""
+    """
+    One block: attention, then the feed-forward network, each with its LayerNorm and residual addition; between them,
+    where `encoder_size` is given, attention to an encoder's states of that width.
+    """
 
-    def __init__(self, config: ChinchillaConfig, layer_idx: int):
+    def __init__(
+        self,
+        config: ChinchillaBlockConfig,
+        layer_idx: int,
+        is_causal: bool = False,
+        encoder_size: int | None = None,
+    ):
         super().__init__()
         self.norm_placement = config.norm_placement
-        self.self_attn = ChinchillaAttention(config, layer_idx)
+        self.self_attn = ChinchillaAttention(config, layer_idx, is_causal)
         self.self_attn_norm = layer_norm(config)
+        self.cross_attn = None
+        if encoder_size is not None:
+            self.cross_attn = ChinchillaAttention(config, layer_idx, key_value_size=encoder_size)
+            self.cross_attn_norm = layer_norm(config)
         self.mlp = ChinchillaMLP(config)
         self.mlp_norm = layer_norm(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
@@ -231,10 +310,28 @@ class ChinchillaLayer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        def attend(normed_states: torch.Tensor) -> torch.Tensor:
-            return self.self_attn(normed_states, attention_mask, position_embeddings, **kwargs)[0]
+        own_past = past_key_values
+        if isinstance(past_key_values, EncoderDecoderCache):
+            own_past = past_key_values.self_attention_cache
+
+        def attend(states: torch.Tensor) -> torch.Tensor:
+            return self.self_attn(states, attention_mask, position_embeddings, past_key_values=own_past, **kwargs)[0]
+
+        def attend_to_encoder(states: torch.Tensor) -> torch.Tensor:
+            # Without kwargs: the lengths of packed documents among them are the decoder's.
+            return self.cross_attn(
+                states,
+                encoder_attention_mask,
+                encoder_hidden_states=encoder_hidden_states,
+                past_key_values=past_key_values,
+            )[0]
 
         hidden_states = self.residual(hidden_states, attend, self.self_attn_norm)
+        if self.cross_attn is not None:
+            hidden_states = self.residual(hidden_states, attend_to_encoder, self.cross_attn_norm)
         return self.residual(hidden_states, self.mlp, self.mlp_norm)

@@ -1,12 +1,12 @@
 """
-Registration with the Auto classes, without importing torch.
+Registration with the Auto classes and as pipelines, without importing torch.
 
 `AutoModelForX.register(Config, Model)` wants the classes themselves, so calling it when this package is imported
 would import torch and the whole of `transformers.modeling_utils`: seconds, for a user who only wants `--help`. So we
 wait until something imports Transformers' Auto modules, and then add our names to the tables that those keep for
 their own models: class names, resolved at first use in the module `transformers.models.<model type>`, for which
 `sys.modules` holds this package. Where the Auto modules are imported already, nothing is left to save and the public
-`register` does it.
+`register` does it. Pipelines are registered as soon as Transformers' own are imported, which import torch anyway.
 """
 
 import importlib
@@ -31,10 +31,25 @@ FAMILIES = {
             "AutoModelForMultipleChoice": "ChinchillaForMultipleChoice",
         },
     ),
+    "chinchilla_decoder": (
+        "ChinchillaDecoderConfig",
+        {
+            "AutoModel": "ChinchillaDecoderModel",
+            "AutoModelForCausalLM": "ChinchillaForCausalLM",
+        },
+    ),
+    "chinchilla_seq2seq": (
+        "ChinchillaSeq2SeqConfig",
+        {
+            "AutoModel": "ChinchillaSeq2SeqModel",
+            "AutoModelForSeq2SeqLM": "ChinchillaForConditionalGeneration",
+        },
+    ),
 }
 
 _CONFIGURATION_AUTO = "transformers.models.auto.configuration_auto"
 _MODELING_AUTO = "transformers.models.auto.modeling_auto"
+_PIPELINES = "transformers.pipelines"
 
 
 def register_auto_classes() -> None:
@@ -47,6 +62,21 @@ def register_auto_classes() -> None:
     else:
         wrapt.register_post_import_hook(_add_config_names, _CONFIGURATION_AUTO)
         wrapt.register_post_import_hook(_add_model_names, _MODELING_AUTO)
+
+
+def register_pipelines() -> None:
+    """Make `transformers.pipeline` know ours: now, or as soon as it is imported."""
+    wrapt.register_post_import_hook(_add_pipelines, _PIPELINES)
+
+
+def _add_pipelines(pipelines: ModuleType) -> None:
+    from transformers import AutoModelForSeq2SeqLM
+
+    from .pipeline_chinchilla import ChinchillaTranslationPipeline
+
+    pipelines.PIPELINE_REGISTRY.register_pipeline(
+        "chinchilla-translation", ChinchillaTranslationPipeline, pt_model=AutoModelForSeq2SeqLM
+    )
 
 
 def _add_config_names(configuration_auto: ModuleType) -> None:

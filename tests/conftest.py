@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 
-from chinchilla_hf import ChinchillaConfig
+from chinchilla_hf import ChinchillaConfig, ChinchillaDecoderConfig, ChinchillaSeq2SeqConfig
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -28,24 +28,48 @@ def seed() -> None:
 
 
 @pytest.fixture
+def fresh_compiler() -> None:
+    """The models share code, and torch.compile compiles a function for a few of them only, in one process."""
+    torch.compiler.reset()
+
+
+@pytest.fixture
 def tiny_config() -> ChinchillaConfig:
     return make_tiny_config()
 
 
+_TINY = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "initializer_range": 0.2,
+}
+
+
 def make_tiny_config(**overrides) -> ChinchillaConfig:
     """Two layers, four heads, 100 tokens, no dropout: outputs of two runs can be compared."""
-    settings = {
-        "vocab_size": 100,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 64,
-        "hidden_dropout": 0.0,
-        "attention_dropout": 0.0,
-        "initializer_range": 0.2,
-    }
-    return ChinchillaConfig(**{**settings, **overrides})
+    return ChinchillaConfig(**{**_TINY, **overrides})
+
+
+def make_tiny_decoder_config(**overrides) -> ChinchillaDecoderConfig:
+    """The same shape."""
+    return ChinchillaDecoderConfig(**{**_TINY, "bos_token_id": 1, "eos_token_id": 2, **overrides})
+
+
+def make_tiny_seq2seq_config(
+    encoder: dict | None = None, decoder: dict | None = None, **own
+) -> ChinchillaSeq2SeqConfig:
+    """The same shape twice; `encoder` and `decoder` are changes of one, `own` are fields of the pair."""
+    return ChinchillaSeq2SeqConfig(
+        encoder=make_tiny_config(**(encoder or {})),
+        decoder=make_tiny_decoder_config(**(decoder or {})),
+        **{"decoder_start_token_id": 3, **own},
+    )
 
 
 @pytest.fixture(scope="session")

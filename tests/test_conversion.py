@@ -180,6 +180,10 @@ def test_what_does_not_fit_raises(config, message):
             "type_vocab_size is 0",
         ),
         ({"norm_placement": "post", "position_embedding_type": "learned", "head_dim": 6}, "head_dim is 6"),
+        (
+            {"norm_placement": "post", "position_embedding_type": "learned", "num_key_value_heads": 2},
+            "num_key_value_heads is 2",
+        ),
         ({"norm_placement": "post", "position_embedding_type": "learned", "mlp_bias": False}, "mlp_bias is False"),
     ],
 )

@@ -344,7 +344,7 @@ def test_bf16_autocast_trains(tiny_config):
 
 
 @every_head
-def test_compiles_and_exports_as_one_graph(head, tiny_config):
+def test_compiles_and_exports_as_one_graph(head, tiny_config, fresh_compiler):
     model = head(tiny_config).eval()
     inputs = {
         name: value
@@ -380,7 +380,7 @@ def test_onnx_runtime_computes_the_same_at_another_shape(tiny_config):
         torch.testing.assert_close(exported(**batch).logits, model(**batch).logits, atol=1e-5, rtol=1e-5)
 
 
-def test_packed_rows_compile(tiny_config):
+def test_packed_rows_compile(tiny_config, fresh_compiler):
     model = ChinchillaModel(tiny_config).eval()
     row, position_ids = torch.randint(5, 100, (2, 6)), torch.tensor([[0, 1, 2, 0, 1, 2], [0, 1, 0, 1, 2, 3]])
     compiled = torch.compile(model, fullgraph=True, backend="eager")

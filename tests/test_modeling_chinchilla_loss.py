@@ -23,13 +23,16 @@ def inputs(dtype: torch.dtype = torch.float) -> tuple[torch.Tensor, nn.Linear, t
     return hidden_states, nn.Linear(HIDDEN, VOCABULARY, dtype=dtype), torch.randint(VOCABULARY, (TOKENS,))
 
 
-def test_gradients_are_those_of_finite_differences():
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_are_those_of_finite_differences(bias, label_smoothing):
     hidden_states, head, labels = inputs(torch.float64)
 
     def loss(hidden_states, weight, bias):
-        return modeling_chinchilla_loss._SummedCrossEntropy.apply(hidden_states, weight, bias, labels) / 7
+        total = modeling_chinchilla_loss._SummedCrossEntropy.apply(hidden_states, weight, bias, labels, label_smoothing)
+        return total / 7
 
-    assert torch.autograd.gradcheck(loss, (hidden_states, head.weight, head.bias))
+    assert torch.autograd.gradcheck(loss, (hidden_states, head.weight, head.bias if bias else None))
 
 
 @pytest.mark.parametrize(

@@ -9,19 +9,42 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import make_tiny_config
+from conftest import make_tiny_config, make_tiny_decoder_config, make_tiny_seq2seq_config
 from transformers import AutoConfig, pipeline
 
 import chinchilla_hf
-from chinchilla_hf import modeling_chinchilla, registration
+from chinchilla_hf import modeling_chinchilla, modeling_chinchilla_decoder, modeling_chinchilla_seq2seq, registration
 
-CODE_FILES = {
+SHARED_FILES = {
     "configuration_chinchilla.py",
-    "modeling_chinchilla.py",
     "modeling_chinchilla_block.py",
     "modeling_chinchilla_loss.py",
+    "modeling_chinchilla_pretrained.py",
 }
-AUTO_CLASSES = registration.FAMILIES["chinchilla"][1]
+# Model type -> (the module of its models, a tiny configuration, the code that its checkpoints carry).
+FAMILIES = {
+    "chinchilla": (modeling_chinchilla, make_tiny_config, SHARED_FILES | {"modeling_chinchilla.py"}),
+    "chinchilla_decoder": (
+        modeling_chinchilla_decoder,
+        make_tiny_decoder_config,
+        SHARED_FILES | {"modeling_chinchilla_decoder.py"},
+    ),
+    "chinchilla_seq2seq": (
+        modeling_chinchilla_seq2seq,
+        make_tiny_seq2seq_config,
+        SHARED_FILES
+        | {"modeling_chinchilla.py", "modeling_chinchilla_decoder.py", "modeling_chinchilla_seq2seq.py"}
+        | {"pipeline_chinchilla.py"},
+    ),
+}
+AUTO_CLASSES = [
+    (model_type, auto_name, class_name)
+    for model_type, (_, classes) in registration.FAMILIES.items()
+    for auto_name, class_name in classes.items()
+]
+every_auto_class = pytest.mark.parametrize(
+    ("model_type", "auto_name", "class_name"), AUTO_CLASSES, ids=[f"{auto}-{name}" for _, auto, name in AUTO_CLASSES]
+)
 
 
 def run_python(script: str, cwd: Path) -> str:
@@ -40,18 +63,37 @@ def tokenizer():
 
 
 def test_both_tables_of_auto_classes_agree():
-    assert modeling_chinchilla.AUTO_CLASSES == AUTO_CLASSES
+    assert set(FAMILIES) == set(registration.FAMILIES)
+    for model_type, (module, _, _) in FAMILIES.items():
+        assert registration.FAMILIES[model_type][1] == module.AUTO_CLASSES
 
 
-@pytest.mark.parametrize("auto_name", AUTO_CLASSES)
-def test_auto_classes_build_our_models(auto_name, tiny_config):
-    model = getattr(transformers, auto_name).from_config(tiny_config)
-    assert type(model) is getattr(chinchilla_hf, AUTO_CLASSES[auto_name])
+@every_auto_class
+def test_auto_classes_build_our_models(model_type, auto_name, class_name):
+    model = getattr(transformers, auto_name).from_config(FAMILIES[model_type][1]())
+    assert type(model) is getattr(chinchilla_hf, class_name)
 
 
-def test_wrong_auto_class_raises(tiny_config):
-    with pytest.raises(ValueError, match="ChinchillaConfig"):
-        transformers.AutoModelForCausalLM.from_config(tiny_config)
+@pytest.mark.parametrize(
+    ("model_type", "auto_name"),
+    [
+        ("chinchilla", "AutoModelForCausalLM"),
+        ("chinchilla", "AutoModelForSeq2SeqLM"),
+        ("chinchilla_decoder", "AutoModelForMaskedLM"),
+        ("chinchilla_decoder", "AutoModelForSeq2SeqLM"),
+        ("chinchilla_seq2seq", "AutoModelForMaskedLM"),
+    ],
+)
+def test_wrong_auto_class_raises(model_type, auto_name, tmp_path):
+    config = FAMILIES[model_type][1]()
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=type(config).__name__):
+        getattr(transformers, auto_name).from_pretrained(tmp_path)
+
+
+def test_an_encoder_does_not_generate(tiny_config):
+    model = chinchilla_hf.ChinchillaForMaskedLM(tiny_config)
+    assert not model.can_generate()
 
 
 ORDERS = {
@@ -132,10 +174,11 @@ for folder, names in {checkpoints!r}.items():
         model = getattr(transformers, name).from_pretrained(folder, trust_remote_code=True).eval()
         assert "chinchilla_hf." not in type(model).__module__, type(model).__module__
         assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
-        torch.manual_seed(0)
+        given = inputs | ({{"decoder_input_ids": inputs["input_ids"]}} if model.config.is_encoder_decoder else {{}})
         with torch.no_grad():
-            outputs = model(**inputs)
-        results[folder, name] = next(iter(outputs.values()))
+            results[folder, name] = next(iter(model(**given).values()))
+        if model.can_generate():
+            results[folder, "generated"] = model.generate(**inputs, do_sample=False, max_new_tokens=8)
     if "AutoModelForSequenceClassification" == names[0]:
         pipe = transformers.pipeline("text-classification", folder, trust_remote_code=True)
         results[folder, "pipeline"] = pipe("a good film")[0]
@@ -146,29 +189,35 @@ torch.save(results, {outputs!r})
 
 
 def test_checkpoints_load_without_the_package(tokenizer, tmp_path):
-    """From a folder saved by any head: as that head bit for bit, and as the bare model."""
-    inputs = tokenizer(["a good film", "what a waste"], padding=True, return_tensors="pt")
+    """From a folder saved by any head: as that head bit for bit, and as the bare model; and generate the same."""
+    texts = ["a good film", "what a waste"]
+    inputs = dict(tokenizer(texts, padding=True, padding_side="left", return_tensors="pt"))
+    del inputs["token_type_ids"]
     checkpoints, expected = {}, {}
-    for auto_name, class_name in AUTO_CLASSES.items():
+    for model_type, auto_name, class_name in AUTO_CLASSES:
         if auto_name in ("AutoModelForTextEncoding", "AutoModelForMultipleChoice"):
             continue
+        _, make_config, code_files = FAMILIES[model_type]
         folder = tmp_path / class_name
-        config = make_tiny_config(vocab_size=len(tokenizer), id2label={0: "bad", 1: "good"})
-        config.label2id = {"bad": 0, "good": 1}
+        config = make_config()
+        config.id2label, config.label2id = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
         model = getattr(chinchilla_hf, class_name)(config).eval()
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        assert {path.name for path in folder.glob("*.py")} == CODE_FILES
+        assert {path.name for path in folder.glob("*.py")} == code_files
         auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
-        assert set(auto_map) == {"AutoConfig", *AUTO_CLASSES}
+        assert set(auto_map) == {"AutoConfig", *registration.FAMILIES[model_type][1]}
         checkpoints[str(folder)] = [auto_name] if auto_name == "AutoModel" else [auto_name, "AutoModel"]
+        given = inputs | ({"decoder_input_ids": inputs["input_ids"]} if config.is_encoder_decoder else {})
         with torch.no_grad():
-            expected[str(folder), auto_name] = next(iter(model(**inputs).values()))
-            expected[str(folder), "AutoModel"] = model.base_model(**inputs).last_hidden_state
+            expected[str(folder), auto_name] = next(iter(model(**given).values()))
+            expected[str(folder), "AutoModel"] = model.base_model(**given).last_hidden_state
+        if model.can_generate():
+            expected[str(folder), "generated"] = model.generate(**inputs, do_sample=False, max_new_tokens=8)
         if auto_name == "AutoModelForSequenceClassification":
             expected[str(folder), "pipeline"] = pipeline("text-classification", str(folder))("a good film")[0]
 
-    torch.save(dict(inputs), tmp_path / "inputs.pt")
+    torch.save(inputs, tmp_path / "inputs.pt")
     script = WITHOUT_PACKAGE.format(
         inputs=str(tmp_path / "inputs.pt"), outputs=str(tmp_path / "outputs.pt"), checkpoints=checkpoints
     )
@@ -180,7 +229,7 @@ def test_checkpoints_load_without_the_package(tokenizer, tmp_path):
 
 
 def test_saved_files_import_nothing_but_transformers_and_torch():
-    for name in CODE_FILES:
+    for name in set().union(*(code_files for _, _, code_files in FAMILIES.values())):
         source = (Path(chinchilla_hf.__file__).parent / name).read_text()
         imports = [line.split()[1] for line in source.splitlines() if line.startswith(("import ", "from "))]
         packages = {module.split(".")[0] for module in imports if not module.startswith(".")}

@@ -7,13 +7,14 @@ def encoder_forward(config: ChinchillaConfig, row_length: int) -> float:
     """
     FLOPs of the matrix products of one token's way through the encoder, in rows of `row_length` tokens.
 
-    Hoffmann et al. 2022, appendix F, per token: query, key and value `2 * 3 * d * (k h)`, the two products of attention
-    `2 * 2 * s * (k h)`, output projection `2 * (k h) * d`, feed-forward `2 * 2 * d * f`; with model width `d`, `h`
-    heads of width `k`, sequence length `s` and feed-forward width `f`. Not counted, other than there: softmax, and
-    embeddings, which are looked up and not multiplied.
+    Hoffmann et al. 2022, appendix F, per token: query, key and value `2 * 3 * d * (k h)` (fewer, where heads share
+    keys and values), the two products of attention `2 * 2 * s * (k h)`, output projection `2 * (k h) * d`, feed-forward
+    `2 * 2 * d * f`; with model width `d`, `h` heads of width `k`, sequence length `s` and feed-forward width `f`. Not
+    counted, other than there: softmax, and embeddings, which are looked up and not multiplied.
     """
     inner = config.num_attention_heads * config.head_dim
-    projections = 2 * 4 * config.hidden_size * inner
+    shared = config.num_key_value_heads * config.head_dim
+    projections = 2 * config.hidden_size * (2 * inner + 2 * shared)
     attention = 2 * 2 * row_length * inner
     feed_forward = 2 * 2 * config.hidden_size * config.intermediate_size
     return config.num_hidden_layers * (projections + attention + feed_forward)

@@ -35,6 +35,7 @@ RESULT_FILES = {
     "modeling_chinchilla.py",
     "modeling_chinchilla_block.py",
     "modeling_chinchilla_loss.py",
+    "modeling_chinchilla_pretrained.py",
     "run.json",
     "tokenizer.json",
     "tokenizer_config.json",

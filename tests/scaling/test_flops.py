@@ -10,7 +10,9 @@ from chinchilla_hf.scaling.flops import pretraining_step
 from chinchilla_hf.scaling.machine import matmul_flops_per_second
 
 
-@pytest.mark.parametrize("settings", [{}, {"head_dim": 16, "intermediate_size": 40}, {"num_hidden_layers": 3}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"head_dim": 16, "intermediate_size": 40}, {"num_hidden_layers": 3}, {"num_key_value_heads": 2}]
+)
 def test_a_step_counts_what_torch_counts(settings):
     model = ChinchillaForMaskedLM(make_tiny_config(**settings))
     model.set_attn_implementation("eager")

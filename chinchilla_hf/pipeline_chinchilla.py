@@ -1,0 +1,195 @@
+"""
+Pipelines that Transformers 5 dropped.
+
+`import chinchilla_hf` registers them under names of their own (`"chinchilla-translation"`), because Transformers blocks
+the old ones. Checkpoints carry this file: with `trust_remote_code=True` they have the old name, `"translation"`, too.
+
+This file travels inside checkpoints: it needs transformers and torch alone.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+from transformers.pipelines.base import ChunkPipeline
+
+# Behind the marks that end a sentence, and the quotation marks and brackets that may follow them. In Chinese and
+# Japanese no space comes after.
+_SENTENCE_END = re.compile(r"""(?<=[.!?…])(?:["'»”’)\]]*)\s+|(?<=[。！？])""")
+_CLAUSE_END = re.compile(r"(?<=[,;:])\s+|(?<=[，、；：])")
+_SPACE = re.compile(r"\s+")
+
+
+def split_text(text: str, fits: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
+    """
+    Cut `text` into segments that a model can take, each with what stands before it.
+
+    Lines are segments; where one does not fit, its sentences are, then its clauses, its words, and pieces of a word.
+
+    Args:
+        fits: whether a segment is short enough.
+
+    Yields:
+        `(before, segment)`: line breaks and spaces, and a text without any at its ends. What ends the text stands
+        before an empty last segment.
+    """
+    before = ""
+    for number, line in enumerate(text.split("\n")):
+        before += "\n" if number else ""
+        for space, segment in _split_line(line, fits):
+            yield before + space, segment
+            before = ""
+        before += line[len(line.rstrip()) :]
+    if before:
+        yield before, ""
+
+
+def _split_line(line: str, fits: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
+    stripped = line.strip()
+    if not stripped:
+        return
+    before = line[: len(line) - len(line.lstrip())]
+    if fits(stripped):
+        yield before, stripped
+        return
+    for pattern in (_SENTENCE_END, _CLAUSE_END, _SPACE):
+        parts = _parts(stripped, pattern)
+        if len(parts) > 1:
+            break
+    else:
+        middle = len(stripped) // 2  # one word, or a script without spaces
+        parts = [("", stripped[:middle]), ("", stripped[middle:])] if middle else []
+        if not parts:
+            raise ValueError(f"{stripped!r} alone is too long for the model: it takes fewer tokens than one character")
+    # Words are put together again as long as they fit: alone they mean little.
+    if pattern is _SPACE:
+        parts = _joined(parts, fits)
+    for space, part in parts:
+        before += space
+        for inner_space, segment in _split_line(part, fits):
+            yield before + inner_space, segment
+            before = ""
+
+
+def _parts(text: str, pattern: re.Pattern) -> list[tuple[str, str]]:
+    """`text` cut where `pattern` is, which keeps all but the spaces at the end of what it matches."""
+    parts, begin, space = [], 0, ""
+    for match in pattern.finditer(text):
+        end = match.start() + len(match.group().rstrip())
+        if begin < end < len(text):
+            parts.append((space, text[begin:end]))
+            begin, space = match.end(), text[end : match.end()]
+    return [*parts, (space, text[begin:])]
+
+
+def _joined(parts: list[tuple[str, str]], fits: Callable[[str], bool]) -> list[tuple[str, str]]:
+    joined = [parts[0]]
+    for space, part in parts[1:]:
+        longer = joined[-1][1] + space + part
+        if fits(longer):
+            joined[-1] = joined[-1][0], longer
+        else:
+            joined.append((space, part))
+    return joined
+
+
+class ChinchillaTranslationPipeline(ChunkPipeline):
+    """
+    Translates texts of any length: line by line, and sentence by sentence where a line is too long for the model.
+
+    Line breaks stay where they are. Segments of one text or of several share batches of `batch_size` (8 if not given).
+    Other arguments go to `generate`, such as `num_beams` or `max_length`.
+
+    Example:
+
+    ```python
+    >>> import chinchilla_hf
+    >>> from transformers import pipeline
+
+    >>> translate = pipeline("chinchilla-translation", "runs/translation")
+    >>> translate("A dog runs.\\nTwo men sit on a bench.")
+    [{'translation_text': 'Ein Hund rennt.\\nZwei Männer sitzen auf einer Bank.'}]
+    ```
+    """
+
+    _pipeline_calls_generate = True
+    _load_tokenizer = True
+    _load_processor = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        if kwargs.get("batch_size") is None:
+            kwargs["batch_size"] = 8
+        super().__init__(*args, **kwargs)
+        self.check_model_type(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
+        self._source_positions = self.model.config.encoder.max_position_embeddings
+        self._target_positions = self.model.config.decoder.max_position_embeddings
+
+    def _sanitize_parameters(self, truncation: bool | None = None, **generate_kwargs: Any) -> tuple[dict, dict, dict]:
+        positions = self.model.config.decoder.max_position_embeddings
+        for name, start in (("max_length", 1), ("max_new_tokens", 0)):  # the first counts the start token, too
+            length = generate_kwargs.get(name)
+            if length is not None and length <= start:
+                raise ValueError(
+                    f"{name} is {length}, which leaves no room for a translation: give at least {start + 1}, or leave "
+                    "it out"
+                )
+            if length is not None and length + 1 - start > positions:
+                raise ValueError(f"{name} is {length}, but the model has {positions} positions: lower it")
+        return ({} if truncation is None else {"truncation": truncation}), generate_kwargs, {}
+
+    def __call__(self, texts: Any, **kwargs: Any) -> Any:
+        """
+        Translate.
+
+        Args:
+            texts: one text, a list of texts, a data set or a generator of texts.
+            kwargs: `batch_size`; `truncation`: cut texts that are too long in place of splitting them; the others go
+                to `generate`.
+
+        Returns:
+            A list of `{"translation_text": ...}`, one a text; of a data set or a generator, an iterator over them.
+
+        Raises:
+            ValueError: a length that leaves no room.
+            TypeError: a text that is no string.
+        """
+        results = super().__call__(texts, **kwargs)
+        return [results] if isinstance(results, dict) else results
+
+    def preprocess(self, text: str, truncation: bool = False) -> Iterator[dict[str, Any]]:
+        if not isinstance(text, str):
+            raise TypeError(f"there is a {type(text).__name__} among the texts, but only strings can be translated")
+        limit = min(self.tokenizer.model_max_length, self._source_positions)
+
+        def fits(segment: str) -> bool:
+            return truncation or len(self.tokenizer(segment, verbose=False)["input_ids"]) <= limit
+
+        segments = list(split_text(text, fits)) or [("", "")]
+        for number, (before, segment) in enumerate(segments, start=1):
+            encoded = self.tokenizer(segment, truncation=truncation, max_length=limit, return_tensors="pt")
+            inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
+            yield {**inputs, "before": before, "is_empty": not segment, "is_last": number == len(segments)}
+
+    def _forward(self, model_inputs: dict[str, Any], **generate_kwargs: Any) -> dict[str, Any]:
+        inputs = {name: model_inputs.pop(name) for name in ("input_ids", "attention_mask")}
+        if "max_length" not in generate_kwargs and "max_new_tokens" not in generate_kwargs:
+            # Translations are about as long as the text. A model that does not stop repeats itself to the limit.
+            generate_kwargs["max_length"] = min(self._target_positions, 3 * inputs["input_ids"].shape[1] + 20)
+        output_ids = self.model.generate(**inputs, **generate_kwargs)
+        return {**model_inputs, "output_ids": output_ids}
+
+    def postprocess(self, model_outputs: list[dict[str, Any]]) -> dict[str, str]:
+        parts = []
+        for output in model_outputs:
+            parts.append(output["before"])
+            if not output["is_empty"]:
+                parts.append(self.tokenizer.decode(_flat(output["output_ids"]), skip_special_tokens=True).strip())
+        return {"translation_text": "".join(parts)}
+
+
+def _flat(output_ids: torch.Tensor) -> torch.Tensor:
+    return output_ids.reshape(-1)

@@ -1,0 +1,121 @@
+"""Translation of texts of any length and form, with a model that knows one trick."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import make_tiny_seq2seq_config
+from transformers import pipeline
+
+from chinchilla_hf import ChinchillaForConditionalGeneration, ChinchillaTranslationPipeline, train_tokenizer
+from chinchilla_hf.pipeline_chinchilla import split_text
+
+TEXTS = ["a dog runs", "two men sit on a bench", "Zwei Männer sitzen.", "A dog! And a cat? Yes."] * 5
+
+
+def words(limit: int):
+    return lambda segment: len(segment.split()) <= limit
+
+
+@pytest.mark.parametrize(
+    ("text", "segments"),
+    [
+        ("A dog runs.", [("", "A dog runs.")]),
+        ("", []),
+        ("one\n\n  two \nthree\n", [("", "one"), ("\n\n  ", "two"), (" \n", "three"), ("\n", "")]),
+        ("A dog runs. A cat sits! Who?", [("", "A dog runs."), (" ", "A cat sits!"), (" ", "Who?")]),
+        ("He said “go on.” Then he went away.", [("", "He said “go on.”"), (" ", "Then he went away.")]),
+        ("one two, three four five", [("", "one two,"), (" ", "three four five")]),
+        ("one two three four five six", [("", "one two three four"), (" ", "five six")]),
+    ],
+)
+def test_lines_then_sentences_then_clauses_then_words(text, segments):
+    found = list(split_text(text, words(4)))
+    assert found == segments
+    assert "".join(before + segment for before, segment in found) == text
+
+
+def test_scripts_without_spaces_and_words_without_end():
+    chinese = "狗在跑。猫在睡觉，鸟在唱歌。"
+    found = list(split_text(chinese, lambda segment: len(segment) <= 6))
+    assert [segment for _, segment in found] == ["狗在跑。", "猫在睡觉，", "鸟在唱歌。"]
+    found = list(split_text("x" * 50, lambda segment: len(segment) <= 8))
+    assert "".join(segment for _, segment in found) == "x" * 50 and all(len(segment) <= 8 for _, segment in found)
+    with pytest.raises(ValueError, match="alone is too long"):
+        list(split_text("x", lambda segment: False))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    tokenizer = train_tokenizer(
+        TEXTS, algorithm="bpe", vocab_size=300, model_max_length=16, token_types=False, show_progress=False
+    )
+    part = {"vocab_size": len(tokenizer), "max_position_embeddings": 32}
+    torch.manual_seed(0)
+    config = make_tiny_seq2seq_config(encoder=part, decoder=part, decoder_start_token_id=tokenizer.cls_token_id)
+    path = tmp_path_factory.mktemp("translation")
+    ChinchillaForConditionalGeneration(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def translate(folder):
+    return pipeline("chinchilla-translation", folder)
+
+
+def test_registered_under_a_name_of_its_own(translate):
+    assert type(translate) is ChinchillaTranslationPipeline
+
+
+def test_batches_do_not_change_translations(translate):
+    texts = ["a dog", "two men sit on a bench\n\na dog runs", "", "  \n", "A dog! " * 20]
+    one = translate(texts, batch_size=1, num_beams=2)
+    many = translate(texts, batch_size=5, num_beams=2)
+    assert one == many == [translate(text, num_beams=2)[0] for text in texts]
+    assert [result["translation_text"] for result in one[2:4]] == ["", "  \n"]
+    assert one[1]["translation_text"].count("\n") >= 2
+
+
+def test_a_generator_gives_an_iterator(translate):
+    results = translate(text for text in ["a dog", "two men"])
+    assert [set(result) for result in results] == [{"translation_text"}] * 2
+
+
+def test_every_segment_reaches_the_model_whole(translate, monkeypatch):
+    """With a model that gives back what it reads, a long text comes back as it was."""
+
+    def echo(input_ids, attention_mask, **kwargs):
+        return input_ids
+
+    monkeypatch.setattr(translate.model, "generate", echo)
+    text = "A dog runs. Two men sit on a bench, and a dog runs.\n\n\tYes!  " + "Zwei Männer sitzen. " * 5 + "\n"
+    assert translate(text, batch_size=3) == [{"translation_text": text}]
+
+
+def test_wrong_arguments_raise(translate):
+    with pytest.raises(ValueError, match="max_length is 1, which leaves no room"):
+        translate("a dog", max_length=1)
+    with pytest.raises(ValueError, match="max_length is 64, but the model has 32 positions"):
+        translate("a dog", max_length=64)
+    with pytest.raises(ValueError, match="max_new_tokens is 0"):
+        translate("a dog", max_new_tokens=0)
+    with pytest.raises(TypeError, match="int among the texts"):
+        translate(["a dog", 3])
+
+
+def test_the_old_name_works_without_the_package(folder, translate, tmp_path):
+    script = f"""
+import sys
+sys.modules["chinchilla_hf"] = None
+from transformers import pipeline
+translate = pipeline("translation", {folder!r}, trust_remote_code=True)
+print(repr(translate(["a dog", "two men\\nsit"], num_beams=2)))
+translate.save_pretrained({str(tmp_path)!r})
+print(repr(pipeline("translation", {str(tmp_path)!r}, trust_remote_code=True)(["a dog", "two men\\nsit"], num_beams=2)))
+"""
+    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+    expected = repr(translate(["a dog", "two men\nsit"], num_beams=2))
+    assert result.stdout.splitlines() == [expected, expected]
