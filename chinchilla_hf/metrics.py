@@ -1,9 +1,9 @@
 """
-Metrics of text classification and regression, without the Hub.
+Metrics of text classification, regression and translation, without the Hub.
 
-`evaluate.load("accuracy")` downloads a script; [`TextClassification`] is the same kind of object with its code here.
-The values come from scikit-learn and SciPy. What a metric is called depends on the kind of problem, named as in
-`config.problem_type` of Transformers.
+`evaluate.load("accuracy")` downloads a script; [`TextClassification`] and [`Translation`] are the same kind of object
+with their code here. The values come from scikit-learn, SciPy and sacreBLEU. What a metric of classification is called
+depends on the kind of problem, named as in `config.problem_type` of Transformers.
 """
 
 import io
@@ -86,7 +86,24 @@ def text_metrics(predictions: Any, references: Any, problem_type: str) -> dict[s
     return {name: float(value) for name, value in values.items()}
 
 
-class TextClassification(evaluate.Metric):
+class _LocalMetric(evaluate.Metric):
+    """An `evaluate` metric that, unless `keep_in_memory=False` or with several processes, leaves the disk alone."""
+
+    def __init__(self, config_name: str | None = None, **kwargs: Any) -> None:
+        kwargs.setdefault("keep_in_memory", kwargs.get("num_process", 1) == 1)
+        super().__init__(config_name, **kwargs)
+
+    def _build_data_dir(self) -> str:
+        # The base class makes a folder in the cache even where it will keep everything in memory.
+        return "" if self.keep_in_memory else super()._build_data_dir()
+
+    def _finalize(self) -> None:
+        if self.keep_in_memory and self.writer is None:
+            raise ValueError("there are no rows to score: call add or add_batch first, or pass them to compute")
+        super()._finalize()
+
+
+class TextClassification(_LocalMetric):
     """
     The metrics of [`text_metrics`] as an `evaluate` metric: `compute`, `add`, `add_batch`, `evaluate.combine`.
 
@@ -104,17 +121,7 @@ class TextClassification(evaluate.Metric):
     """
 
     def __init__(self, config_name: str | None = None, **kwargs: Any) -> None:
-        kwargs.setdefault("keep_in_memory", kwargs.get("num_process", 1) == 1)
         super().__init__(config_name or "single_label_classification", **kwargs)
-
-    def _build_data_dir(self) -> str:
-        # The base class makes a folder in the cache even where it will keep everything in memory.
-        return "" if self.keep_in_memory else super()._build_data_dir()
-
-    def _finalize(self) -> None:
-        if self.keep_in_memory and self.writer is None:
-            raise ValueError("there are no rows to score: call add or add_batch first, or pass them to compute")
-        super()._finalize()
 
     def _info(self) -> evaluate.MetricInfo:
         check_problem_type(self.config_name)
@@ -147,6 +154,69 @@ class TextClassification(evaluate.Metric):
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         return text_metrics(predictions, references, self.config_name)
+
+
+def translation_metrics(
+    predictions: Sequence[str], references: Sequence[str], target_language: str | None = None
+) -> dict[str, Any]:
+    """
+    BLEU and chrF of translations, by sacreBLEU (Post 2018), against one reference each.
+
+    Args:
+        predictions, references: detokenised texts, as a reader would get them.
+        target_language: code; Chinese, Japanese and Korean have no spaces and need tokenizers of their own.
+
+    Returns:
+        `bleu` and `chrf`, 0 to 100, and `bleu_signature`, `chrf_signature`: what to quote beside the figures.
+
+    Raises:
+        ValueError: no rows, or different numbers of them.
+    """
+    from sacrebleu.metrics import BLEU, CHRF
+
+    if len(predictions) != len(references) or not references:
+        raise ValueError(
+            f"there are {len(predictions)} predictions and {len(references)} references, but a translation is scored "
+            "against a reference each: check that both come from the same split"
+        )
+    tokenizer = {"zh": "zh", "ja": "char", "ko": "char"}.get((target_language or "").split("-")[0].split("_")[0], "13a")
+    scores: dict[str, Any] = {}
+    for name, metric in (("bleu", BLEU(tokenize=tokenizer)), ("chrf", CHRF())):
+        scores[name] = float(metric.corpus_score(list(predictions), [list(references)]).score)
+        scores[f"{name}_signature"] = str(metric.get_signature())
+    return scores
+
+
+class Translation(_LocalMetric):
+    """
+    The metrics of [`translation_metrics`] as an `evaluate` metric.
+
+    Args:
+        config_name: code of the target language; see [`translation_metrics`].
+        kwargs: see `evaluate.Metric`.
+
+    Example:
+
+    ```python
+    >>> texts = ["Ein Hund bellt sehr laut."]
+    >>> Translation().compute(predictions=texts, references=texts)["chrf"]
+    100.0
+    ```
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        value = datasets.Value("string")
+        return evaluate.MetricInfo(
+            description="BLEU and chrF of translations.",
+            citation="",
+            inputs_description="predictions, references: one detokenised text a row.",
+            features=datasets.Features({"predictions": value, "references": value}),
+            reference_urls=["https://github.com/mjpost/sacrebleu"],
+        )
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
+        language = None if self.config_name in (None, "default") else self.config_name
+        return translation_metrics(predictions, references, language)
 
 
 def predictions_from_logits(logits: np.ndarray, problem_type: str) -> np.ndarray:
@@ -353,7 +423,8 @@ def _confusion_figure(counts: np.ndarray, label_names: Sequence[str]) -> "Figure
 
 def plot_loss_curve(log_history: Sequence[dict[str, float]], path: str | os.PathLike[str]) -> None:
     """
-    Draw the losses of a run by its steps, as PNG, and write the file as a whole or not at all.
+    Draw the losses of a run by its steps, as PNG, and write the file as a whole or not at all. BLEU, where it was
+    measured, gets a picture of its own below.
 
     Args:
         log_history: `trainer.state.log_history`.
@@ -371,16 +442,23 @@ def plot_loss_curve(log_history: Sequence[dict[str, float]], path: str | os.Path
     }
     if not any(curves.values()):
         raise ValueError("the log holds no loss: train first, with logging_steps below the number of steps")
-    figure = Figure(figsize=(6.4, 4), dpi=150, layout="constrained")
-    axes = figure.subplots()
+    bleu = [(entry["step"], entry["eval_bleu"]) for entry in log_history if "eval_bleu" in entry]
+    figure = Figure(figsize=(6.4, 6 if bleu else 4), dpi=150, layout="constrained")
+    axes, *below = figure.subplots(2 if bleu else 1, squeeze=False, sharex=True)[:, 0]
     for (label, points), style in zip(curves.items(), ("-", "o-"), strict=True):
         if points:
             steps, losses = zip(*points, strict=True)
             axes.plot(steps, losses, style, label=f"{label} (last: {losses[-1]:.3f})", markersize=3, linewidth=1.2)
-    axes.set_xlabel("step")
     axes.set_ylabel("loss (nats a token)")
-    axes.grid(alpha=0.3)
     axes.legend()
+    for lower in below:
+        steps, scores = zip(*bleu, strict=True)
+        lower.plot(steps, scores, "o-", label=f"validation (last: {scores[-1]:.1f})", markersize=3, linewidth=1.2)
+        lower.set_ylabel("BLEU")
+        lower.legend()
+    for each in (axes, *below):
+        each.grid(alpha=0.3)
+    (below or [axes])[-1].set_xlabel("step")
     content = io.BytesIO()
     figure.savefig(content, format="png")
     write_atomically(path, content.getvalue())

@@ -1,11 +1,12 @@
 """
-The model card of a text classifier: `README.md` of a checkpoint folder, which is its page on the Hub.
+The model card of a text classifier or a translator: `README.md` of a checkpoint folder, its page on the Hub.
 
 Everything in it comes from the run record beside it, so that no number can stand there that no run has given.
 """
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 from .run_record import RunRecord, write_atomically
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
+TRANSLATION_TEMPLATE = TEMPLATE.with_name("translation_card.md.jinja")
 
 # Our metric -> its name in the card, and the name of its family in the Hub's list of metrics.
 METRIC_NAMES = {
@@ -68,11 +70,7 @@ def write_model_card(
         ValueError: the run is not finished.
         OSError: the card cannot be written; an older one is whole.
     """
-    if record.status != "finished":
-        raise ValueError(
-            f"status of the run record is {record.status!r}, but a card is written of a 'finished' run: "
-            "let the run end, or resume it"
-        )
+    _check_finished(record)
     path = Path(path)
     fields = record.to_dict()
     model_name = model_name or path.resolve().parent.name
@@ -135,6 +133,91 @@ def write_model_card(
         facts=_facts(fields),
     )
     write_atomically(path, f"{str(card).rstrip()}\n".encode())
+
+
+def write_translation_card(
+    record: RunRecord,
+    path: str | os.PathLike[str],
+    *,
+    samples: Sequence[tuple[str, str, str]],
+    model_name: str | None = None,
+    license: str | None = None,
+    image: str = "loss.png",
+) -> None:
+    """
+    Write the card of a translator, as a whole or not at all.
+
+    Args:
+        record: of a finished run of `training/translate.py`.
+        path: the card, `README.md` in the checkpoint folder.
+        samples: sources, references and translations to show.
+        model_name: title, and what to load; the name of the folder if not given.
+        license: identifier on the Hub; only you know it, so there is no default.
+        image: file name of the curves, shown if it is beside the card.
+
+    Raises:
+        ValueError: the run is not finished.
+        OSError: the card cannot be written; an older one is whole.
+    """
+    _check_finished(record)
+    path = Path(path)
+    fields = record.to_dict()
+    model_name = model_name or path.resolve().parent.name
+    data_name = str(fields["data"]["name"])
+    hub_data = _hub_name(data_name)
+    source, target = fields["data"]["languages"]
+    test = fields["scores"]["test"]
+    card_data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="translation",
+        tags=["chinchilla", "chinchilla-hf"],
+        datasets=hub_data,
+        license=license,
+        language=[source, target],
+        metrics=["bleu", "chrf"],
+        model_name=model_name,
+        eval_results=[
+            EvalResult(
+                task_type="translation",
+                dataset_type=hub_data or "unknown",
+                dataset_name=data_name,
+                dataset_split="test",
+                metric_type=name,
+                metric_name={"bleu": "BLEU", "chrf": "chrF"}[name],
+                metric_value=test[name],
+            )
+            for name in ("bleu", "chrf")
+        ],
+    )
+    card = ModelCard.from_template(
+        card_data,
+        template_path=str(TRANSLATION_TEMPLATE),
+        model_name=model_name,
+        source_language=source,
+        target_language=target,
+        data_name=_code(data_name),
+        num_beams=fields["arguments"]["num_beams"],
+        score_rows=[
+            (name, f"{values['bleu']:.2f}", f"{values['chrf']:.2f}") for name, values in fields["scores"].items()
+        ],
+        bleu_signature=test["bleu_signature"],
+        chrf_signature=test["chrf_signature"],
+        image=image if (path.parent / image).is_file() else None,
+        samples=[tuple(map(_code, sample)) for sample in samples],
+        rows=fields["data"].get("rows", {}),
+        fingerprint=fields["data"].get("fingerprint"),
+        command=fields["command"],
+        facts=_facts(fields),
+    )
+    write_atomically(path, f"{str(card).rstrip()}\n".encode())
+
+
+def _check_finished(record: RunRecord) -> None:
+    if record.status != "finished":
+        raise ValueError(
+            f"status of the run record is {record.status!r}, but a card is written of a 'finished' run: "
+            "let the run end, or resume it"
+        )
 
 
 def _hub_name(name: str | None) -> str | None:

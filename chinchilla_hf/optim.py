@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, Replicate
 from torch.optim.lr_scheduler import LambdaLR
 
-DECAYS = ("linear", "cosine", "sqrt")
+DECAYS = ("linear", "cosine", "sqrt", "inverse_sqrt")
 # The quintic that pulls all singular values towards 1, and how often (Jordan et al. 2024).
 NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
@@ -237,21 +237,26 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 def decayed(progress: float, warmup: float, decay: str = "linear") -> float:
     """
-    The share of the highest learning rate at `progress`, 0 to 1: up in a line to 1 at `warmup`, then down to 0 at 1.
+    The share of the highest learning rate at `progress`, 0 to 1: up in a line to 1 at `warmup`, then down, to 0 at 1.
 
     Args:
         progress: share of the run that is done.
         warmup: share of the run that it takes to reach the highest rate.
         decay: `"linear"` (Bergsma et al. 2025, "Straight to Zero": best for most budgets), `"cosine"`, or `"sqrt"`:
-            `1 - sqrt(progress)` (Hägele et al. 2024), steep at first.
+            `1 - sqrt(progress)` (Hägele et al. 2024), steep at first; or `"inverse_sqrt"`: `sqrt(warmup / progress)`
+            (Vaswani et al. 2017, equation 3), which ends above 0, and needs a warm-up.
 
     Raises:
         ValueError: another `decay`.
     """
     if decay not in DECAYS:
         raise ValueError(f"decay is {decay!r}, but must be one of {', '.join(DECAYS)}: choose one")
+    if decay == "inverse_sqrt" and not warmup > 0:
+        raise ValueError("decay is 'inverse_sqrt', which falls from the end of the warm-up: give a warmup above 0")
     if progress < warmup:
         return progress / warmup
+    if decay == "inverse_sqrt":
+        return math.sqrt(warmup / progress)
     rest = min((progress - warmup) / (1 - warmup), 1.0)
     if decay == "cosine":
         return 0.5 * (1 + math.cos(math.pi * rest))

@@ -50,7 +50,14 @@ def run_script(name: str, monkeypatch, arguments: list[str]) -> None:
 @functools.cache
 def fork_server() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
-    ours = ("baselines", "data.labelled", "data.streaming", "modeling_chinchilla", "trainer")
+    ours = (
+        "baselines",
+        "data.labelled",
+        "data.streaming",
+        "modeling_chinchilla",
+        "modeling_chinchilla_seq2seq",
+        "trainer",
+    )
     context.set_forkserver_preload(["scripts", *(f"chinchilla_hf.{name}" for name in ours)])
     return context
 

@@ -14,6 +14,7 @@ from transformers import EvalPrediction
 from chinchilla_hf import metrics, run_record
 from chinchilla_hf.metrics import (
     TextClassification,
+    Translation,
     classification_compute_metrics,
     confidence_interval,
     plot_confusion_matrix,
@@ -21,6 +22,7 @@ from chinchilla_hf.metrics import (
     pretraining_compute_metrics,
     text_metrics,
     token_predictions,
+    translation_metrics,
 )
 
 
@@ -285,3 +287,17 @@ def test_the_loss_curve_is_drawn_and_written_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
     with pytest.raises(ValueError, match="holds no loss"):
         plot_loss_curve([{"step": 1, "eval_accuracy": 0.5}], tmp_path / "other.png")
+
+
+def test_translation_scores_are_those_of_sacrebleu():
+    from sacrebleu import corpus_bleu, corpus_chrf
+
+    references = ["Ein Hund läuft über die Wiese.", "Zwei Männer sitzen auf einer Bank."]
+    predictions = ["Ein Hund rennt über die Wiese.", "Zwei Männer sitzen auf einer Bank."]
+    scores = Translation().compute(predictions=predictions, references=references)
+    assert scores["bleu"] == corpus_bleu(predictions, [references]).score
+    assert scores["chrf"] == corpus_chrf(predictions, [references]).score
+    assert "tok:13a" in scores["bleu_signature"] and "nc:6" in scores["chrf_signature"]
+    assert "tok:zh" in Translation("zh").compute(predictions=["狗"], references=["狗"])["bleu_signature"]
+    with pytest.raises(ValueError, match="1 predictions and 2 references"):
+        translation_metrics(["a"], references)

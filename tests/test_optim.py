@@ -158,6 +158,14 @@ def test_the_rate_goes_up_to_one_and_down_to_zero(decay):
         decayed(0.5, 0.1, "exponential")
 
 
+def test_the_inverse_square_root_falls_from_the_end_of_the_warmup():
+    rates = [decayed(i / 100, 0.04, "inverse_sqrt") for i in range(101)]
+    assert rates[:5] == pytest.approx([0, 0.25, 0.5, 0.75, 1]) and rates[16] == pytest.approx(0.5)
+    assert rates[4:] == sorted(rates[4:], reverse=True) and rates[100] == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="give a warmup above 0"):
+        decayed(0.5, 0.0, "inverse_sqrt")
+
+
 def rates_of(schedule, optimizer, steps: int) -> list[float]:
     rates = []
     for _ in range(steps):

@@ -25,7 +25,7 @@ from chinchilla_hf.output_folder import (
     save_model_folder,
 )
 from chinchilla_hf.run_record import RunRecord
-from chinchilla_hf.trainer import FineTuningArguments, result_neutral_options
+from chinchilla_hf.training_arguments import FineTuningArguments, result_neutral_options
 
 STEPS, SAVE_STEPS, INTERRUPTED_AT = 6, 2, 5
 # What Trainer needs of a checkpoint to continue; each of them can be cut short by a kill or a full disk.

@@ -12,7 +12,7 @@ from scripts import TRAINING, load_script
 
 from chinchilla_hf import ChinchillaConfig
 from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
-from chinchilla_hf.trainer import FineTuningArguments
+from chinchilla_hf.training_arguments import FineTuningArguments
 
 
 @dataclass
@@ -275,7 +275,7 @@ def test_help_all_tells_trainers_own_options_as_well(default_recipe, capsys):
 # The recipes of this repository
 
 
-RECIPES = {"classify": ["tweet_sentiment", "clinc150"], "pretrain": ["encoder"]}
+RECIPES = {"classify": ["tweet_sentiment", "clinc150"], "pretrain": ["encoder"], "translate": ["multi30k"]}
 
 
 def test_every_recipe_here_is_of_a_script():

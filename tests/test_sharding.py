@@ -6,7 +6,8 @@ import pytest
 import torch
 from scripts import run_forked
 
-from chinchilla_hf.trainer import FineTuningArguments, PretrainingArguments, PretrainingTrainer
+from chinchilla_hf.trainer import PretrainingTrainer
+from chinchilla_hf.training_arguments import FineTuningArguments, PretrainingArguments
 
 only_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="about machines without an accelerator")
 

@@ -48,7 +48,7 @@ from chinchilla_hf.output_folder import RUN_RECORD, claim_output_folder, list_ch
 from chinchilla_hf.processes import closed_process_group
 from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
 from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, peak_memory_bytes
-from chinchilla_hf.trainer import FineTuningArguments, choose_attention, result_neutral_options
+from chinchilla_hf.training_arguments import FineTuningArguments, choose_attention, result_neutral_options
 
 logger = logging.getLogger("classify")
 

@@ -50,12 +50,8 @@ from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_locatio
 from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, peak_memory_bytes
 from chinchilla_hf.scaling.flops import pretraining_step
 from chinchilla_hf.scaling.machine import matmul_flops_per_second
-from chinchilla_hf.trainer import (
-    PretrainingArguments,
-    PretrainingTrainer,
-    choose_attention,
-    result_neutral_options,
-)
+from chinchilla_hf.trainer import PretrainingTrainer
+from chinchilla_hf.training_arguments import PretrainingArguments, choose_attention, result_neutral_options
 
 logger = logging.getLogger("pretrain")
 

@@ -71,7 +71,7 @@ class TableReader:
     def _file(self, path: Path) -> dict[str, Dataset]:
         """One table, called `train`, unless the file is a JSON object of splits."""
         suffix = _suffix(path)
-        with self._explained(path):
+        with self.explained(path):
             if suffix == ".parquet":
                 # `datasets` cannot read a Parquet file without rows.
                 num_rows = pq.read_metadata(path).num_rows
@@ -79,8 +79,8 @@ class TableReader:
             elif suffix in (".csv", ".tsv"):
                 tables = {"train": self._csv(path, "," if suffix == ".csv" else "\t")}
             elif suffix:
-                tables = _from_json(self._text(path), path)
-            elif path.suffix == ".txt" and (self.delimiter or "\t" in self._text(path).split("\n", 1)[0]):
+                tables = _from_json(self.text(path), path)
+            elif path.suffix == ".txt" and (self.delimiter or "\t" in self.text(path).split("\n", 1)[0]):
                 tables = {"train": self._csv(path, "\t")}
             else:
                 raise ValueError(
@@ -93,7 +93,7 @@ class TableReader:
         return tables
 
     @contextmanager
-    def _explained(self, path: Path) -> Iterator[None]:
+    def explained(self, path: Path) -> Iterator[None]:
         """What can be wrong with the bytes of a file, as an error that names it."""
         try:
             yield
@@ -111,8 +111,10 @@ class TableReader:
         # utf-8-sig is UTF-8 with or without the byte order mark that Windows programs put in front.
         return "utf-8-sig" if codecs.lookup(self.encoding).name == "utf-8" else self.encoding
 
-    def _text(self, path: Path) -> str:
-        file = fsspec.open(str(path), "rt", encoding=self._codec, errors=self.encoding_errors, compression="infer")
+    def text(self, path: Path, newline: str | None = None) -> str:
+        """All of a text file, also a compressed one; `newline` as for `open`."""
+        options = {"encoding": self._codec, "errors": self.encoding_errors, "newline": newline}
+        file = fsspec.open(str(path), "rt", compression="infer", **options)
         with file as stream:
             return stream.read()
 
@@ -201,8 +203,8 @@ class TableReader:
         for path, parts in files.items():
             if len(parts) == 2 + has_splits and parts[-2].lower() not in UNLABELLED_FOLDERS:
                 columns = splits.setdefault(parts[0] if has_splits else "train", {"text": [], "label": []})
-                with self._explained(path):
-                    columns["text"].append(self._text(path))
+                with self.explained(path):
+                    columns["text"].append(self.text(path))
                 columns["label"].append(parts[-2])
         used = sum(len(columns["text"]) for columns in splits.values())
         if not used:
@@ -215,8 +217,8 @@ class TableReader:
         """`<label>.txt`, one text a line."""
         columns: dict[str, list[str]] = {"text": [], "label": []}
         for path in files:
-            with self._explained(path):
-                lines = [line for line in self._text(path).split("\n") if line.strip()]
+            with self.explained(path):
+                lines = [line for line in self.text(path).split("\n") if line.strip()]
             columns["text"] += lines
             columns["label"] += [path.stem] * len(lines)
         return Dataset.from_dict(columns)

@@ -28,7 +28,7 @@ from chinchilla_hf.callbacks import BudgetClock
 from chinchilla_hf.data.packing import SpecialTokens, cut_documents
 from chinchilla_hf.data.token_store import TokenStore
 from chinchilla_hf.optim import decaying_schedule
-from chinchilla_hf.trainer import bf16_is_fast
+from chinchilla_hf.training_arguments import bf16_is_fast
 
 # Trainer wants a number of steps. A run that ends by time takes as many as fit.
 ENDLESS = 1_000_000_000

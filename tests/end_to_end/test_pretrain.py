@@ -20,7 +20,8 @@ from chinchilla_hf import ChinchillaConfig, ChinchillaForMaskedLM, callbacks, ou
 from chinchilla_hf.callbacks import StepTimer
 from chinchilla_hf.optim import decayed
 from chinchilla_hf.output_folder import list_checkpoints
-from chinchilla_hf.trainer import PretrainingArguments, PretrainingTrainer
+from chinchilla_hf.trainer import PretrainingTrainer
+from chinchilla_hf.training_arguments import PretrainingArguments
 
 TINY = {
     "vocab_size": 200,

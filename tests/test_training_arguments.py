@@ -12,8 +12,13 @@ from conftest import make_tiny_config
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from chinchilla_hf import ChinchillaForSequenceClassification, trainer
-from chinchilla_hf.trainer import FineTuningArguments, bf16_is_fast, choose_attention, result_neutral_options
+from chinchilla_hf import ChinchillaForSequenceClassification, training_arguments
+from chinchilla_hf.training_arguments import (
+    FineTuningArguments,
+    bf16_is_fast,
+    choose_attention,
+    result_neutral_options,
+)
 
 ACCELERATOR = torch.accelerator.is_available()
 only_cpu = pytest.mark.skipif(ACCELERATOR, reason="about machines without an accelerator")
@@ -39,19 +44,19 @@ def test_bf16_is_fast_where_the_processor_lists_bf16_instructions():
 def test_bf16_is_on_by_default_where_it_is_fast(tmp_path, monkeypatch, fast):
     assert make_arguments(tmp_path).bf16 is bf16_is_fast()
     # No machine is both kinds.
-    monkeypatch.setattr(trainer, "bf16_is_fast", lambda: fast)
+    monkeypatch.setattr(training_arguments, "bf16_is_fast", lambda: fast)
     assert make_arguments(tmp_path).bf16 is fast
 
 
 @pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("given", [False, True])
 def test_bf16_that_is_given_stays(tmp_path, monkeypatch, fast, given):
-    monkeypatch.setattr(trainer, "bf16_is_fast", lambda: fast)
+    monkeypatch.setattr(training_arguments, "bf16_is_fast", lambda: fast)
     assert make_arguments(tmp_path, bf16=given).bf16 is given
 
 
 def test_bf16_is_not_chosen_beside_fp16(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "bf16_is_fast", lambda: True)
+    monkeypatch.setattr(training_arguments, "bf16_is_fast", lambda: True)
     arguments = make_arguments(tmp_path, fp16=True)
     assert arguments.fp16 and arguments.bf16 is False
 
@@ -192,6 +197,6 @@ def test_options_that_change_the_result_are_not_neutral(name):
 
 def test_the_neutral_options_are_options():
     names = {field.name for field in dataclasses.fields(FineTuningArguments)}
-    assert names >= trainer.RESULT_NEUTRAL_OPTIONS
-    for prefix in trainer.RESULT_NEUTRAL_PREFIXES:
+    assert names >= training_arguments.RESULT_NEUTRAL_OPTIONS
+    for prefix in training_arguments.RESULT_NEUTRAL_PREFIXES:
         assert any(name.startswith(prefix) for name in names), prefix
