@@ -193,3 +193,6 @@ class ChinchillaTranslationPipeline(ChunkPipeline):
 
 def _flat(output_ids: torch.Tensor) -> torch.Tensor:
     return output_ids.reshape(-1)
+
+
+__all__ = ["ChinchillaTranslationPipeline"]

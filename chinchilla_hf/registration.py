@@ -50,6 +50,7 @@ FAMILIES = {
 _CONFIGURATION_AUTO = "transformers.models.auto.configuration_auto"
 _MODELING_AUTO = "transformers.models.auto.modeling_auto"
 _PIPELINES = "transformers.pipelines"
+_OUR_PIPELINES = f"{__package__}.pipeline_chinchilla"
 
 
 def register_auto_classes() -> None:
@@ -66,17 +67,24 @@ def register_auto_classes() -> None:
 
 def register_pipelines() -> None:
     """Make `transformers.pipeline` know ours: now, or as soon as it is imported."""
-    wrapt.register_post_import_hook(_add_pipelines, _PIPELINES)
+    # Whichever of the two modules comes first imports the other one, and is not ready until it ends.
+    for module in (_OUR_PIPELINES, _PIPELINES):
+        wrapt.register_post_import_hook(_add_pipelines, module)
 
 
-def _add_pipelines(pipelines: ModuleType) -> None:
-    from transformers import AutoModelForSeq2SeqLM
-
-    from .pipeline_chinchilla import ChinchillaTranslationPipeline
-
-    pipelines.PIPELINE_REGISTRY.register_pipeline(
-        "chinchilla-translation", ChinchillaTranslationPipeline, pt_model=AutoModelForSeq2SeqLM
-    )
+def _add_pipelines(_: ModuleType) -> None:
+    ours = sys.modules.get(_OUR_PIPELINES)
+    if ours is not None and not hasattr(ours, "__all__"):  # its last line: the hook on it comes later
+        return
+    ours = importlib.import_module(_OUR_PIPELINES)
+    transformers = importlib.import_module("transformers")
+    registry = importlib.import_module(_PIPELINES).PIPELINE_REGISTRY
+    if "chinchilla-translation" not in registry.supported_tasks:
+        registry.register_pipeline(
+            "chinchilla-translation",
+            ours.ChinchillaTranslationPipeline,
+            pt_model=transformers.AutoModelForSeq2SeqLM,
+        )
 
 
 def _add_config_names(configuration_auto: ModuleType) -> None:

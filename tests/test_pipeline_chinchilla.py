@@ -69,6 +69,23 @@ def test_registered_under_a_name_of_its_own(translate):
     assert type(translate) is ChinchillaTranslationPipeline
 
 
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import chinchilla_hf; from transformers import pipeline",
+        "from transformers import pipeline; import chinchilla_hf",
+        "from chinchilla_hf import ChinchillaTranslationPipeline; from transformers import pipeline",
+        "from chinchilla_hf.pipeline_chinchilla import split_text; from transformers import pipeline",
+    ],
+)
+def test_registered_in_whatever_order_modules_are_imported(imports):
+    script = f"""{imports}
+from transformers.pipelines import PIPELINE_REGISTRY
+print(PIPELINE_REGISTRY.check_task("chinchilla-translation")[1]["impl"].__name__)"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
+    assert result.stdout.strip() == "ChinchillaTranslationPipeline", result.stderr
+
+
 def test_batches_do_not_change_translations(translate):
     texts = ["a dog", "two men sit on a bench\n\na dog runs", "", "  \n", "A dog! " * 20]
     one = translate(texts, batch_size=1, num_beams=2)

@@ -377,6 +377,9 @@ def main() -> None:
     language = data_options.target_language
     termination = SaveOnTermination()
     options.generation_num_beams = 1  # while training, only a curve is wanted
+    # A model that has learned little does not stop, and few translations are twice as long as the longest source.
+    longest = max(int(split.pairs.lengths[0].max()) for split in (validation, test))
+    options.generation_max_length = min(2 * data_options.max_length, 2 * longest + 20)
     trainer = TranslationTrainer(
         model=model,
         args=options,

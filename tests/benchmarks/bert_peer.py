@@ -39,7 +39,8 @@ class BertOptions:
     """How the peer is trained. Its defaults are those of Transformers, but for what has to be chosen."""
 
     bert_learning_rates: list[float] = field(
-        default_factory=lambda: [2e-4, 5e-4, 1e-3], metadata={"help": "Of BERT, each with the full time: the best counts."}
+        default_factory=lambda: [2e-4, 5e-4, 1e-3],
+        metadata={"help": "Of BERT, each with the full time: the best counts."},
     )
     bert_batch_size: int = field(default=32, metadata={"help": "Texts in a step of BERT."})
     bert_dropout: float = field(default=0.1, metadata={"help": "Dropout of BERT, of attention, too; 0 is without."})
