@@ -231,6 +231,16 @@ class TranslationArguments(TimedArguments, Seq2SeqTrainingArguments):
     def __post_init__(self) -> None:
         if self.average_checkpoints < 1:
             raise ValueError(f"average_checkpoints is {self.average_checkpoints}, expected at least 1")
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor is {self.label_smoothing_factor}, which Trainer gets wrong under gradient "
+                "accumulation: give label_smoothing, which is the model's own"
+            )
+        if self.push_to_hub:
+            raise ValueError(
+                "push_to_hub is given, but translation does not upload yet: leave it out, and upload the finished "
+                "folder with `hf upload`"
+            )
         self.per_device_train_batch_size = 1  # an item is a whole batch
         self.save_total_limit = max(self.average_checkpoints, 2)
         super().__post_init__()

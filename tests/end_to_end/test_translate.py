@@ -118,3 +118,19 @@ def test_bad_input(translate, tmp_path, options, message):
     with pytest.raises(SystemExit, match=message):
         translate(**{"dataset": data, **TINY, "output_dir": tmp_path / "out", "max_steps": 5, **options})
     assert not (tmp_path / "out" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_smoothing_factor": 0.1}, "give label_smoothing"),
+        ({"push_to_hub": True}, "translation does not upload yet"),
+        ({"average_checkpoints": 0}, "average_checkpoints is 0"),
+        ({"decay": "inverse_sqrt", "warmup_share": 0}, "raise warmup_share"),
+    ],
+)
+def test_options_that_do_not_fit(translate, tmp_path, capsys, options, message):
+    with pytest.raises(SystemExit):
+        translate(**{"dataset": tmp_path, **TINY, "output_dir": tmp_path / "out", **options})
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
