@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+def processor_seconds() -> float:
+    """The time that the CPU has worked for this process, divided by the threads that torch works with."""
+    return time.process_time() / torch.get_num_threads()
+
+
 class BudgetClock(TrainerCallback, ExportableState):
     """
     Ends the training when its time is used up, evaluations and checkpoints included.
@@ -27,7 +32,7 @@ class BudgetClock(TrainerCallback, ExportableState):
 
     Args:
         max_minutes: the budget, over all continuations of the run.
-        now: seconds, from any beginning.
+        now: seconds, from any beginning; by [`processor_seconds`], a CPU's work is counted in place of time.
 
     Raises:
         ValueError: a budget that is not above 0.

@@ -284,10 +284,24 @@ def token_predictions(logits: Any, labels: Any) -> Any:
     return predictions
 
 
-def pretraining_compute_metrics(prediction: "EvalPrediction") -> dict[str, float]:
+def next_token_predictions(logits: Any, labels: Any) -> Any:
     """
-    `compute_metrics` beside [`token_predictions`]: the share of the labels that is predicted, as `masked_accuracy` and,
-    where that is an objective, `next_sentence_accuracy`.
+    As [`token_predictions`], for a decoder: at every position the most likely token after those before it.
+
+    Args:
+        logits: `(batch, length, classes)`; those of a position are for the next one.
+        labels: `(batch, length)`, -100 where there is nothing to predict.
+    """
+    predictions = labels.clone()
+    predictions[:, 1:] = logits[:, :-1].argmax(dim=-1)
+    return predictions.masked_fill(labels == -100, -100)
+
+
+def pretraining_compute_metrics(
+    prediction: "EvalPrediction", names: tuple[str, ...] = ("masked_accuracy", "next_sentence_accuracy")
+) -> dict[str, float]:
+    """
+    `compute_metrics` beside [`token_predictions`]: of every kind of label, under its name, the share that is predicted.
     """
     labels, predictions = (
         part if isinstance(part, tuple) else (part,) for part in (prediction.label_ids, prediction.predictions)
@@ -295,7 +309,7 @@ def pretraining_compute_metrics(prediction: "EvalPrediction") -> dict[str, float
     return {
         name: float((predicted[label != -100] == label[label != -100]).mean())
         for name, label, predicted in zip(
-            ("masked_accuracy", "next_sentence_accuracy"),
+            names,
             map(np.asarray, labels),
             map(np.asarray, predictions),
             strict=False,

@@ -6,7 +6,7 @@
 What the three have in common, and why:
 
 - Special tokens `[PAD] [UNK] [CLS] [SEP] [MASK]` are ids 0 to 4. A text becomes `[CLS] A [SEP]` and a pair
-  `[CLS] A [SEP] B [SEP]` with token types 0 and 1, as in BERT.
+  `[CLS] A [SEP] B [SEP]` with token types 0 and 1, as in BERT; for a decoder, which goes on with a text, `[CLS] A`.
 - Umlauts and accents are kept, also with `lowercase=True`.
 - No character of the texts is left out of the vocabulary. Chinese has thousands of them, so a limit on the alphabet
   would turn the rarer ones into `[UNK]` without a word.
@@ -57,6 +57,7 @@ def train_tokenizer(
     text_column: str = "text",
     min_frequency: int = 2,
     token_types: bool = True,
+    for_decoder: bool = False,
     show_progress: bool = True,
 ) -> PreTrainedTokenizerFast:
     """Train a tokenizer on `texts`, ready for `save_pretrained` and for any model of transformers.
@@ -90,6 +91,8 @@ def train_tokenizer(
         min_frequency: How often a pair of tokens has to occur to be merged into one. Unigram does not merge and
             ignores it.
         token_types: Return `token_type_ids`. False for a model that does not take them: `generate` refuses them.
+        for_decoder: For a causal decoder: no `[SEP]` behind a text, so that the model goes on with it, `[CLS]` and
+            `[SEP]` as `bos_token` and `eos_token`, and no token types.
         show_progress: Draw progress bars.
 
     Returns:
@@ -123,8 +126,8 @@ def train_tokenizer(
         )
 
     template = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        single="[CLS] $A" if for_decoder else "[CLS] $A [SEP]",
+        pair="[CLS] $A $B" if for_decoder else "[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
     )
     if algorithm == "bpe":
@@ -136,8 +139,13 @@ def train_tokenizer(
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         **SPECIAL_TOKENS,
+        **({"bos_token": "[CLS]", "eos_token": "[SEP]"} if for_decoder else {}),
         model_max_length=model_max_length,
-        model_input_names=["input_ids", *(["token_type_ids"] if token_types else []), "attention_mask"],
+        model_input_names=[
+            "input_ids",
+            *(["token_type_ids"] if token_types and not for_decoder else []),
+            "attention_mask",
+        ],
         padding_side="right",
         truncation_side="right",
         clean_up_tokenization_spaces=False,  # the decoders below know what to clean up

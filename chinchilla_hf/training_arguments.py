@@ -1,11 +1,13 @@
 """Options of the training scripts: `TrainingArguments` with our defaults, and what the machine decides."""
 
 import importlib.util
+import time
 from dataclasses import dataclass, field
 
 import torch
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
+from .callbacks import BudgetClock, processor_seconds
 from .sharding import check_fsdp, deepspeed_is_requested, fsdp_is_requested
 
 
@@ -123,6 +125,14 @@ class TimedArguments(ScriptArguments):
     max_minutes: float | None = field(
         default=None, metadata={"help": "Budget in minutes of training, over all continuations, instead of steps."}
     )
+    time_budget: str = field(
+        default="wall",
+        metadata={
+            "help": "What the minutes are of: the clock on the wall, or the work of the CPU a thread, by which runs "
+            "compare on a machine that does other things, too.",
+            "choices": ["wall", "cpu"],
+        },
+    )
     max_steps: int = field(default=-1, metadata={"help": "Steps of the optimizer; -1: go by num_train_epochs."})
     optimizer: str = field(
         default="muon",
@@ -168,12 +178,20 @@ class TimedArguments(ScriptArguments):
             raise ValueError(f"warmup_share is {self.warmup_share}, but must be a share from 0 up to 1")
         if self.decay == "inverse_sqrt" and not self.warmup_share > 0:
             raise ValueError("decay is 'inverse_sqrt', which falls from the end of the warm-up: raise warmup_share")
+        if self.time_budget == "cpu" and torch.accelerator.is_available() and not self.use_cpu:
+            raise ValueError("time_budget is 'cpu', but the training is on an accelerator: leave it at 'wall'")
         # The items come in an order of their own, by their number, so that a run can be continued anywhere.
         self.train_sampling_strategy = "sequential"
         self.remove_unused_columns = False
         # A step that is not finite is skipped, and not hidden.
         self.logging_nan_inf_filter = False
         super().__post_init__()
+
+    def clock(self) -> BudgetClock | None:
+        """The clock that ends the run; `None` where steps do."""
+        if self.max_minutes is None:
+            return None
+        return BudgetClock(self.max_minutes, processor_seconds if self.time_budget == "cpu" else time.monotonic)
 
 
 @dataclass

@@ -2,11 +2,12 @@
 
 import os
 import signal
+import time
 
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from chinchilla_hf.callbacks import BudgetClock, SaveOnTermination, SkippedSteps, StepTimer
+from chinchilla_hf.callbacks import BudgetClock, SaveOnTermination, SkippedSteps, StepTimer, processor_seconds
 
 
 @pytest.fixture
@@ -37,6 +38,15 @@ def test_a_clock_stops_the_run_when_its_time_is_used(arguments):
     assert clock.progress() == 0.25 and clock.seconds == 130  # read at the end of a step only
     clock.on_step_end(arguments, TrainerState(), control)
     assert clock.progress() == 1 and control.should_training_stop
+
+
+def test_processor_seconds_do_not_pass_while_nothing_is_done():
+    first = processor_seconds()
+    time.sleep(0.5)
+    slept = processor_seconds() - first
+    while processor_seconds() < first + 2 * slept + 0.01:
+        pass
+    assert slept < 0.25
 
 
 def test_a_clock_goes_by_itself(arguments):

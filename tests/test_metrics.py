@@ -17,6 +17,7 @@ from chinchilla_hf.metrics import (
     Translation,
     classification_compute_metrics,
     confidence_interval,
+    next_token_predictions,
     plot_confusion_matrix,
     plot_loss_curve,
     pretraining_compute_metrics,
@@ -269,6 +270,16 @@ def test_masked_token_predictions_keep_the_place_of_the_labels(sparse):
     assert predictions.tolist() == [[-100, 3, -100], [4, -100, 2]]
     prediction = EvalPrediction(predictions=predictions.numpy(), label_ids=labels.numpy())
     assert pretraining_compute_metrics(prediction) == {"masked_accuracy": pytest.approx(2 / 3)}
+
+
+def test_predictions_of_a_decoder_stand_where_their_labels_do():
+    labels = torch.tensor([[-100, 3, 2, -100], [-100, 1, -100, 2]])
+    logits = torch.zeros(2, 4, 5)
+    logits[0, 0, 3] = logits[0, 1, 4] = logits[1, 0, 1] = logits[1, 2, 2] = 1.0
+    predictions = next_token_predictions(logits, labels)
+    assert predictions.tolist() == [[-100, 3, 4, -100], [-100, 1, -100, 2]]
+    prediction = EvalPrediction(predictions=predictions.numpy(), label_ids=labels.numpy())
+    assert pretraining_compute_metrics(prediction, ("next_token_accuracy",)) == {"next_token_accuracy": 0.75}
 
 
 def test_two_objectives_have_an_accuracy_each():

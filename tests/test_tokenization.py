@@ -112,6 +112,15 @@ def test_template_of_a_text_and_of_a_pair(tokenizer):
 def test_without_token_types(algorithm):
     tokenizer = train(algorithm=algorithm, token_types=False)
     assert tokenizer.model_input_names == ["input_ids", "attention_mask"]
+
+
+def test_for_a_decoder_a_text_stays_open(algorithm, tmp_path):
+    train(algorithm=algorithm, for_decoder=True).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    encoded = tokenizer("a dog", return_tensors="pt")
+    assert encoded["input_ids"][0, 0] == tokenizer.bos_token_id == tokenizer.cls_token_id
+    assert tokenizer.eos_token == tokenizer.sep_token and tokenizer.eos_token_id not in encoded["input_ids"]
+    assert set(encoded) == {"input_ids", "attention_mask"}
     assert list(tokenizer("ein Hund", "a dog")) == ["input_ids", "attention_mask"]
 
 

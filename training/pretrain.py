@@ -1,15 +1,15 @@
 """
-Pretrain an encoder on raw text, by steps, by epochs, or for as long as you have.
+Pretrain an encoder or a decoder on raw text, by steps, by epochs, or for as long as you have.
 
-    python training/pretrain.py --dataset wiki.jsonl.gz --max_minutes 60     an hour on your text
-    python training/pretrain.py training/recipes/encoder.yaml --dataset ...  a recipe, with an option changed
+    python training/pretrain.py --dataset wiki.jsonl.gz --max_minutes 60     an encoder, an hour on your text
+    python training/pretrain.py training/recipes/decoder.yaml --dataset ...  a decoder, for pipeline("text-generation")
     accelerate launch training/pretrain.py ...                               on several devices
 
 Texts come from local files or the Hub. They are tokenized once, with a tokenizer of yours or one that is trained on
 them, kept on disk, and packed into rows without padding, in which documents do not see each other. With `--stream` they
 are tokenized while the model trains, and nothing is kept. The output folder holds the model, laid out as a Hub
-repository, `run.json`, and the loss curve. An interrupted run goes on where it was: repeat the command. What comes out
-is fine-tuned by `training/classify.py --model`.
+repository, `run.json`, and the loss curve. An interrupted run goes on where it was: repeat the command. An encoder is
+fine-tuned by `training/classify.py --model`, a decoder writes text.
 """
 
 import dataclasses
@@ -17,27 +17,34 @@ import logging
 import shutil
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, set_seed
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
 from chinchilla_hf import (
     ChinchillaConfig,
+    ChinchillaDecoderConfig,
+    ChinchillaForCausalLM,
     ChinchillaForMaskedLM,
     ChinchillaForPreTraining,
-    ChinchillaPreTrainedModel,
 )
-from chinchilla_hf.callbacks import BudgetClock, SaveOnTermination
+from chinchilla_hf.callbacks import SaveOnTermination
 from chinchilla_hf.conversion import load_or_convert
 from chinchilla_hf.data.corpora import Corpus
-from chinchilla_hf.data.objectives import MaskedOrCausal, MaskedTokens, MaskingSchedule
-from chinchilla_hf.data.packing import PackedRows, SpecialTokens, collate_rows, cut_documents, pack
+from chinchilla_hf.data.objectives import MaskedOrCausal, MaskedTokens, MaskingSchedule, tokens_to_continue
+from chinchilla_hf.data.packing import Objective, PackedRows, SpecialTokens, collate_rows, cut_documents, pack
 from chinchilla_hf.data.sentence_pairs import SentencePairRows, find_pairs
 from chinchilla_hf.data.streaming import WINDOW_CHARACTERS, StreamedRows, StreamError, held_out_rows, stream_facts
 from chinchilla_hf.data.token_store import TokenStore, tokenizer_of_corpus
-from chinchilla_hf.metrics import plot_loss_curve, pretraining_compute_metrics, token_predictions
+from chinchilla_hf.metrics import (
+    next_token_predictions,
+    plot_loss_curve,
+    pretraining_compute_metrics,
+    token_predictions,
+)
 from chinchilla_hf.output_folder import (
     RUN_RECORD,
     NotSavedError,
@@ -110,6 +117,14 @@ class ObjectiveArguments:
 
     _argument_group_name = "Objective"
 
+    objective: str = field(
+        default="masked",
+        metadata={
+            "help": "masked: fill in masked tokens, which trains an encoder; causal: go on with the text, which trains "
+            "a decoder, to which none of the options below applies.",
+            "choices": ["masked", "causal"],
+        },
+    )
     masking_rate: float = field(default=0.3, metadata={"help": "Share of the tokens to predict, at the beginning."})
     final_masking_rate: float = field(default=0.15, metadata={"help": "The share at the end; in a line between."})
     mask_share: float = field(default=0.8, metadata={"help": "Of the tokens to predict, become the mask token."})
@@ -118,8 +133,21 @@ class ObjectiveArguments:
         default=False, metadata={"help": "Also tell whether the second half of a text belongs to the first."}
     )
     causal_share: float = field(
-        default=0.0, metadata={"help": "Share of the rows that predict the next token instead."}
+        default=0.0, metadata={"help": "Share of the rows in which an encoder predicts the next token instead."}
     )
+
+    def __post_init__(self) -> None:
+        if self.causal and (self.next_sentence or self.causal_share):
+            raise ValueError(
+                "--objective is causal, for a decoder, but --next_sentence and --causal_share are for an encoder: "
+                "leave them out, or give --objective masked"
+            )
+        if self.next_sentence and self.causal_share:
+            raise ValueError("--causal_share cannot go with --next_sentence: leave out one of the two")
+
+    @property
+    def causal(self) -> bool:
+        return self.objective == "causal"
 
 
 @dataclass
@@ -149,14 +177,21 @@ class ScratchArguments:
 
     _argument_group_name = "Model from scratch"
 
-    tokenizer_algorithm: str = field(
-        default="wordpiece", metadata={"help": "Kind of tokenizer.", "choices": ["wordpiece", "bpe", "unigram"]}
+    tokenizer_algorithm: str | None = field(
+        default=None,
+        metadata={
+            "help": "Kind of tokenizer. Default: wordpiece for an encoder, bpe for a decoder.",
+            "choices": ["wordpiece", "bpe", "unigram"],
+        },
     )
     tokenizer_documents: int = field(default=200_000, metadata={"help": "Documents to train the tokenizer on."})
     vocab_size: int = field(default=16384, metadata={"help": "Number of tokens."})
     hidden_size: int = field(default=256, metadata={"help": "Width."})
     num_hidden_layers: int = field(default=6, metadata={"help": "Depth."})
     num_attention_heads: int = field(default=4, metadata={"help": "Attention heads."})
+    num_key_value_heads: int | None = field(
+        default=None, metadata={"help": "Heads of keys and values, which groups of heads share. Default: all heads."}
+    )
     max_position_embeddings: int = field(default=512, metadata={"help": "Longest text that the model will take."})
     hidden_act: str = field(default="relu", metadata={"help": "Activation."})
     hidden_dropout: float = field(default=0.0, metadata={"help": "Dropout."})
@@ -185,7 +220,7 @@ def check_stream(objective: ObjectiveArguments, options: PretrainingArguments) -
 
 
 def make_tokenizer(
-    corpus: Corpus, data: DataArguments, options: ModelArguments, shape: ScratchArguments
+    corpus: Corpus, data: DataArguments, options: ModelArguments, shape: ScratchArguments, causal: bool
 ) -> PreTrainedTokenizerFast:
     if options.tokenizer or options.model:
         return AutoTokenizer.from_pretrained(resolve_location(options.tokenizer or options.model))
@@ -194,10 +229,21 @@ def make_tokenizer(
         cache_dir=data.cache_dir,
         max_documents=shape.tokenizer_documents,
         fingerprint=corpus.quick_fingerprint() if data.stream else None,
-        algorithm=shape.tokenizer_algorithm,
+        algorithm=shape.tokenizer_algorithm or ("bpe" if causal else "wordpiece"),
         vocab_size=shape.vocab_size,
         model_max_length=shape.max_position_embeddings,
+        **({"for_decoder": True} if causal else {}),
     )
+
+
+def load_decoder(name_or_path: str) -> ChinchillaForCausalLM:
+    config = AutoConfig.from_pretrained(name_or_path)
+    if config.model_type != ChinchillaDecoderConfig.model_type:
+        raise ValueError(
+            f"--model is a {config.model_type} checkpoint, but --objective causal trains a Chinchilla decoder: name "
+            "one, or leave --model out to begin from scratch"
+        )
+    return ChinchillaForCausalLM.from_pretrained(name_or_path)
 
 
 def make_model(
@@ -205,16 +251,21 @@ def make_model(
     options: ModelArguments,
     shape: ScratchArguments,
     row_length: int,
-    next_sentence: bool,
-) -> ChinchillaPreTrainedModel:
-    model_class = ChinchillaForPreTraining if next_sentence else ChinchillaForMaskedLM
+    objective: ObjectiveArguments,
+) -> PreTrainedModel:
+    encoder_class = ChinchillaForPreTraining if objective.next_sentence else ChinchillaForMaskedLM
     if options.model:
-        model = load_or_convert(resolve_location(options.model), model_class).float()
+        location = resolve_location(options.model)
+        model = (load_decoder(location) if objective.causal else load_or_convert(location, encoder_class)).float()
     else:
         fields = dataclasses.asdict(shape)
         fields = {name: value for name, value in fields.items() if not name.startswith("tokenizer_")}
         fields |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-        model = model_class(ChinchillaConfig(**fields))
+        if objective.causal:
+            ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+            model = ChinchillaForCausalLM(ChinchillaDecoderConfig(**fields, **ends))
+        else:
+            model = encoder_class(ChinchillaConfig(**fields))
     if len(tokenizer) > model.config.vocab_size:
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} tokens, but the model only {model.config.vocab_size}: pass the "
@@ -228,14 +279,15 @@ def make_model(
     return model
 
 
-def make_objectives(
-    tokenizer: PreTrainedTokenizerFast, objective: ObjectiveArguments
-) -> tuple[MaskedTokens, MaskedTokens]:
-    """Masked tokens to train on and to validate on, the latter always at the rate of the end."""
+def make_objectives(tokenizer: PreTrainedTokenizerFast, objective: ObjectiveArguments) -> tuple[Objective, Objective]:
+    """What to train on and to validate on, masked tokens of the latter always at the rate of the end."""
+    if objective.causal:
+        return tokens_to_continue, tokens_to_continue
     shares = objective.mask_share, objective.random_share
     masked = MaskedTokens(tokenizer, MaskingSchedule(objective.masking_rate, objective.final_masking_rate), *shares)
     rate = objective.final_masking_rate
-    return masked, MaskedTokens(tokenizer, MaskingSchedule(rate, rate), *shares)
+    validation = MaskedTokens(tokenizer, MaskingSchedule(rate, rate), *shares)
+    return MaskedOrCausal(masked, objective.causal_share) if objective.causal_share else masked, validation
 
 
 def make_streamed_rows(
@@ -246,12 +298,12 @@ def make_streamed_rows(
     options: PretrainingArguments,
 ) -> tuple[StreamedRows, PackedRows]:
     """As `make_rows`, but the rows to train on are made while training."""
-    masked, validation = make_objectives(tokenizer, objective)
+    training, validation = make_objectives(tokenizer, objective)
     train_rows = StreamedRows(
         corpus,
         tokenizer,
         data.row_length,
-        MaskedOrCausal(masked, objective.causal_share) if objective.causal_share else masked,
+        training,
         seed=options.seed,
         held_out_share=data.validation_share,
         max_documents=data.max_documents,
@@ -283,27 +335,33 @@ def make_rows(
             f"--validation_share is {data.validation_share}, which leaves {held_out.sum()} of {len(store)} documents "
             "for validation and the others for training (equal texts stay together): change it, or give more documents"
         )
-    masked, validation = make_objectives(tokenizer, objective)
+    training, validation = make_objectives(tokenizer, objective)
     if objective.next_sentence:
-        if objective.causal_share:
-            raise ValueError("--causal_share cannot go with --next_sentence: leave out one of the two")
         max_length = data.row_length - len(special_tokens) - len(special_tokens.after)
         train_rows, validation_rows = (
             SentencePairRows(
                 store.tokens, find_pairs(store, max_length, chosen), data.row_length, special_tokens, learned, seed
             )
-            for chosen, learned in ((~held_out, masked), (held_out, validation))
+            for chosen, learned in ((~held_out, training), (held_out, validation))
         )
         return train_rows, validation_rows
     packings = []
     for chosen in (~held_out, held_out):
         starts, lengths = cut_documents(store.document_starts, data.row_length - len(special_tokens), documents=chosen)
         packings.append(pack(starts, lengths, data.row_length, len(special_tokens), seed))
-    training = MaskedOrCausal(masked, objective.causal_share) if objective.causal_share else masked
     return (
         PackedRows(store.tokens, packings[0], special_tokens, training, seed),
         PackedRows(store.tokens, packings[1], special_tokens, validation, seed),
     )
+
+
+def labelled_share(objective: ObjectiveArguments, rows: PackedRows) -> float:
+    """The share of the positions that is predicted, in the mean over a run; `rows` are like those of the run."""
+    if objective.causal:  # all but padding and the first token of every document
+        positions = len(rows.packing) * rows.packing.row_length
+        return 1 - rows.packing.padding - len(rows.packing.starts) / positions
+    mean_rate = (objective.masking_rate + objective.final_masking_rate) / 2
+    return (1 - objective.causal_share) * mean_rate + objective.causal_share
 
 
 @closed_process_group()
@@ -338,8 +396,8 @@ def main() -> None:
         # What matters is the number of rows in a step, not how they are spread over devices and batches.
         rows_per_step = options.train_batch_size * options.gradient_accumulation_steps * options.world_size
         arguments["rows_per_step"] = rows_per_step
-        tokenizer = make_tokenizer(corpus, data, model_options, shape)
-        model = make_model(tokenizer, model_options, shape, data.row_length, objective.next_sentence)
+        tokenizer = make_tokenizer(corpus, data, model_options, shape, objective.causal)
+        model = make_model(tokenizer, model_options, shape, data.row_length, objective)
         model.set_attn_implementation(model_options.attn_implementation or choose_attention(options, data.row_length))
         if data.stream:
             train_rows, validation_rows = make_streamed_rows(corpus, tokenizer, data, objective, options)
@@ -365,7 +423,7 @@ def main() -> None:
                 f"{data.row_length} ({facts['padding']:.2%} padding)"
             )
         record = RunRecord(
-            task="fill-mask",
+            task="text-generation" if objective.causal else "fill-mask",
             arguments=arguments,
             data={"name": data.dataset} | facts,
             model=describe_model(model, model_options.model),
@@ -382,16 +440,16 @@ def main() -> None:
             write=main_process,
         )
 
-    clock = None if options.max_minutes is None else BudgetClock(options.max_minutes)
+    clock = options.clock()
     if clock is not None:
         options.max_steps = ENDLESS
     elif options.max_steps < 0:
         options.max_steps = max(1, round(options.num_train_epochs * len(train_rows) / rows_per_step))
     train_rows.num_items = options.max_steps * rows_per_step
-    mean_rate = (objective.masking_rate + objective.final_masking_rate) / 2
-    labelled = (1 - objective.causal_share) * mean_rate + objective.causal_share
+    labelled = labelled_share(objective, validation_rows)
     flops_per_step = pretraining_step(model.config, rows_per_step, data.row_length, labelled)
     dtype = torch.bfloat16 if options.bf16 else torch.float16 if options.fp16 else torch.float32
+    accuracies = ("next_token_accuracy",) if objective.causal else ("masked_accuracy", "next_sentence_accuracy")
     termination = SaveOnTermination()
     trainer = PretrainingTrainer(
         model=model,
@@ -400,8 +458,8 @@ def main() -> None:
         eval_dataset=validation_rows,
         data_collator=collate_rows,
         processing_class=tokenizer,
-        compute_metrics=pretraining_compute_metrics,
-        preprocess_logits_for_metrics=token_predictions,
+        compute_metrics=partial(pretraining_compute_metrics, names=accuracies),
+        preprocess_logits_for_metrics=next_token_predictions if objective.causal else token_predictions,
         callbacks=[termination],
         clock=clock,
         flops_per_step=flops_per_step,
@@ -428,7 +486,7 @@ def main() -> None:
     validation = trainer.evaluate()
     steps = trainer.state.global_step
     tokens = steps * rows_per_step * data.row_length
-    names = ("loss", "masked_accuracy", "next_sentence_accuracy")
+    names = ("loss", *accuracies)
     scores = {name: validation[f"eval_{name}"] for name in names if f"eval_{name}" in validation}
     record.scores = {"validation": scores}
     record.training |= {
@@ -455,9 +513,14 @@ def main() -> None:
     if not options.keep_checkpoints:
         for path in list_checkpoints(folder):
             shutil.rmtree(path)
+    use = (
+        f"pipeline('text-generation', '{folder}')"
+        if objective.causal
+        else f"python training/classify.py --model {folder} --dataset ..."
+    )
     print(
         f"\nvalidation: {', '.join(f'{name} {value:.4f}' for name, value in scores.items())}\n"
-        f"the model is in {folder}: python training/classify.py --model {folder} --dataset ..."
+        f"the model is in {folder}: {use}"
     )
 
 

@@ -36,7 +36,7 @@ from chinchilla_hf import (
     train_tokenizer,
 )
 from chinchilla_hf.averaging import averaged_weights
-from chinchilla_hf.callbacks import BudgetClock, SaveOnTermination
+from chinchilla_hf.callbacks import SaveOnTermination
 from chinchilla_hf.data.parallel import ParallelData, load_parallel
 from chinchilla_hf.data.token_batches import PairCollator, TokenBatches, TokenPairs
 from chinchilla_hf.metrics import plot_loss_curve, translation_metrics
@@ -366,7 +366,7 @@ def main() -> None:
                 length = data_options.max_length
                 logger.warning("%d pairs of %s are longer than %d tokens, and %s", count, name, length, what)
 
-    clock = None if options.max_minutes is None else BudgetClock(options.max_minutes)
+    clock = options.clock()
     items_per_step = options.gradient_accumulation_steps * options.world_size
     if clock is not None:
         options.max_steps = ENDLESS

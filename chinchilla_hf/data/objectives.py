@@ -95,13 +95,21 @@ class MaskedTokens:
 
 def next_tokens(row: Row, rng: np.random.Generator, progress: float) -> dict[str, np.ndarray]:
     """
-    Causal language modelling: every token predicts the next one of its document.
-
-    `labels` are shifted already, position `i` holds the token `i + 1`; and the row attends to what is before it only.
+    Causal language modelling with the masked-token head of an encoder: every token predicts the next one of its
+    document. `labels` are shifted, position `i` holds the token `i + 1`.
     """
     labels = np.full_like(row.input_ids, IGNORED)
     follows = (row.documents[1:] == row.documents[:-1]) & (row.documents[1:] >= 0)
     labels[:-1][follows] = row.input_ids[1:][follows]
+    return {"input_ids": row.input_ids, "position_ids": row.position_ids, "labels": labels}
+
+
+def tokens_to_continue(row: Row, rng: np.random.Generator, progress: float) -> dict[str, np.ndarray]:
+    """
+    Causal language modelling for decoders, which shift their labels themselves: `labels` are the tokens, but the first
+    one of every document, which nothing comes before.
+    """
+    labels = np.where((row.documents >= 0) & (row.position_ids > 0), row.input_ids, IGNORED)
     return {"input_ids": row.input_ids, "position_ids": row.position_ids, "labels": labels}
 
 

@@ -144,7 +144,7 @@ def _best_fit(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """What a tokenizer puts around a text, and what it fills up with."""
+    """What a tokenizer puts around a document, and what it fills up with."""
 
     before: tuple[int, ...]
     after: tuple[int, ...]
@@ -153,6 +153,9 @@ class SpecialTokens:
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast) -> "SpecialTokens":
         """
+        Those that `tokenizer` puts around a text. Where it puts none behind it, as for a decoder that is to go on with
+        the text, its `eos_token` marks the end of a document.
+
         Raises:
             ValueError: the tokenizer has no padding token.
         """
@@ -162,9 +165,10 @@ class SpecialTokens:
             )
         with_specials, inner = (tokenizer("a", add_special_tokens=flag)["input_ids"] for flag in (True, False))
         begin = next(i for i in range(len(with_specials)) if with_specials[i : i + len(inner)] == inner)
-        return cls(
-            tuple(with_specials[:begin]), tuple(with_specials[begin + len(inner) :]), int(tokenizer.pad_token_id)
-        )
+        after = with_specials[begin + len(inner) :]
+        if not after and tokenizer.eos_token_id is not None:
+            after = [tokenizer.eos_token_id]
+        return cls(tuple(with_specials[:begin]), tuple(after), int(tokenizer.pad_token_id))
 
     def __len__(self) -> int:
         return len(self.before) + len(self.after)

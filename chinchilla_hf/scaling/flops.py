@@ -1,11 +1,12 @@
 """FLOPs of a training step, as the code here executes them. A multiplication and an addition count as two."""
 
-from ..configuration_chinchilla import ChinchillaConfig
+from ..configuration_chinchilla import ChinchillaBlockConfig, ChinchillaDecoderConfig
 
 
-def encoder_forward(config: ChinchillaConfig, row_length: int) -> float:
+def blocks_forward(config: ChinchillaBlockConfig, row_length: int) -> float:
     """
-    FLOPs of the matrix products of one token's way through the encoder, in rows of `row_length` tokens.
+    FLOPs of the matrix products of one token's way through the blocks, in rows of `row_length` tokens. Attention that
+    is causal, or that of packed documents, is made for the whole row, and masked.
 
     Hoffmann et al. 2022, appendix F, per token: query, key and value `2 * 3 * d * (k h)` (fewer, where heads share
     keys and values), the two products of attention `2 * 2 * s * (k h)`, output projection `2 * (k h) * d`, feed-forward
@@ -20,12 +21,13 @@ def encoder_forward(config: ChinchillaConfig, row_length: int) -> float:
     return config.num_hidden_layers * (projections + attention + feed_forward)
 
 
-def masked_token_head_forward(config: ChinchillaConfig) -> float:
-    """FLOPs of the masked-token head at one position: a square layer, and the projection to the vocabulary."""
-    return 2 * config.hidden_size * (config.hidden_size + config.vocab_size)
+def head_forward(config: ChinchillaBlockConfig) -> float:
+    """FLOPs of the head at one position: the projection to the vocabulary, of masked tokens behind a square layer."""
+    transform = 0 if isinstance(config, ChinchillaDecoderConfig) else config.hidden_size
+    return 2 * config.hidden_size * (transform + config.vocab_size)
 
 
-def pretraining_step(config: ChinchillaConfig, num_rows: int, row_length: int, labelled_share: float) -> float:
+def pretraining_step(config: ChinchillaBlockConfig, num_rows: int, row_length: int, labelled_share: float) -> float:
     """
     FLOPs of forward and backward on `num_rows` packed rows: the backward pass has two products for one of the forward.
 
@@ -33,5 +35,4 @@ def pretraining_step(config: ChinchillaConfig, num_rows: int, row_length: int, l
         labelled_share: share of the positions with a label; the head works at these alone.
     """
     tokens = num_rows * row_length
-    head = labelled_share * masked_token_head_forward(config)
-    return 3 * tokens * (encoder_forward(config, row_length) + head)
+    return 3 * tokens * (blocks_forward(config, row_length) + labelled_share * head_forward(config))

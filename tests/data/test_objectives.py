@@ -6,7 +6,14 @@ import torch
 from conftest import make_tiny_config
 
 from chinchilla_hf import ChinchillaForMaskedLM, ChinchillaModel, train_tokenizer
-from chinchilla_hf.data.objectives import IGNORED, MaskedOrCausal, MaskedTokens, MaskingSchedule, next_tokens
+from chinchilla_hf.data.objectives import (
+    IGNORED,
+    MaskedOrCausal,
+    MaskedTokens,
+    MaskingSchedule,
+    next_tokens,
+    tokens_to_continue,
+)
 from chinchilla_hf.data.packing import Row, collate_rows
 
 
@@ -74,6 +81,14 @@ def test_the_next_token_is_the_label_within_a_document():
     for i in range(64):
         inside = i + 1 < 60 and row.documents[i] == row.documents[i + 1]
         assert made["labels"][i] == (row.input_ids[i + 1] if inside else IGNORED)
+
+
+def test_a_decoder_gets_all_tokens_as_labels_but_the_first_ones():
+    row = make_row()
+    made = tokens_to_continue(row, np.random.default_rng(0), 0.0)
+    shifted = next_tokens(row, np.random.default_rng(0), 0.0)
+    assert np.array_equal(made["labels"][1:], shifted["labels"][:-1]) and made["labels"][0] == IGNORED
+    assert np.array_equal(made["position_ids"], row.position_ids) and set(made) == set(shifted)
 
 
 def test_rows_are_masked_or_causal_by_their_share(tokenizer):

@@ -126,6 +126,8 @@ def test_special_tokens_are_those_of_the_tokenizer(algorithm):
     tokenizer = train_tokenizer(texts, algorithm=algorithm, vocab_size=300, show_progress=False)
     special = SpecialTokens.of(tokenizer)
     assert special == SpecialTokens((tokenizer.cls_token_id,), (tokenizer.sep_token_id,), tokenizer.pad_token_id)
+    decoder = train_tokenizer(texts, algorithm=algorithm, vocab_size=300, for_decoder=True, show_progress=False)
+    assert SpecialTokens.of(decoder) == special  # the end is marked, although a prompt is left open
     tokenizer.pad_token = None
     with pytest.raises(ValueError, match="no padding token"):
         SpecialTokens.of(tokenizer)

@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from scripts import TRAINING, launch, read_record, run_forked, run_script, words
-from transformers import AutoModelForMaskedLM, pipeline
+from transformers import AutoModelForMaskedLM, pipeline, set_seed
 
-from chinchilla_hf import ChinchillaConfig, ChinchillaForMaskedLM, callbacks, output_folder, train_tokenizer
-from chinchilla_hf.callbacks import StepTimer
+from chinchilla_hf import ChinchillaConfig, ChinchillaForMaskedLM, output_folder, train_tokenizer, training_arguments
+from chinchilla_hf.callbacks import BudgetClock, StepTimer
 from chinchilla_hf.optim import decayed
 from chinchilla_hf.output_folder import list_checkpoints
 from chinchilla_hf.trainer import PretrainingTrainer
@@ -88,10 +88,6 @@ def test_with_next_sentences(pretrain, corpus, tmp_path):
     scores = read_record(tmp_path / "out")["scores"]["validation"]
     assert 0 <= scores["next_sentence_accuracy"] <= 1 and scores["masked_accuracy"] > 0
     assert "seq_relationship.weight" in load_file(tmp_path / "out" / "model.safetensors")
-    with pytest.raises(SystemExit, match="error: --causal_share cannot go with --next_sentence"):
-        pretrain(
-            dataset=corpus, **TINY, next_sentence=True, causal_share=0.5, max_steps=5, output_dir=tmp_path / "other"
-        )
     (tmp_path / "single.txt").write_text("\n\n".join(f"sentence number {i}" for i in range(100)))
     with pytest.raises(SystemExit, match="error: no document has two sentences"):
         pretrain(
@@ -113,7 +109,7 @@ def steady_time(monkeypatch) -> None:
 
         return timed
 
-    monkeypatch.setattr(callbacks, "BudgetClock", functools.partial(callbacks.BudgetClock, now=lambda: seconds))
+    monkeypatch.setattr(training_arguments, "BudgetClock", lambda minutes, _: BudgetClock(minutes, lambda: seconds))
     for name, duration in (("training_step", 1 / 16), ("evaluate", 7 / 64)):
         monkeypatch.setattr(PretrainingTrainer, name, taking(duration, getattr(PretrainingTrainer, name)))
 
@@ -152,6 +148,57 @@ def test_going_on_from_a_model(pretrain, corpus, tmp_path):
     record = read_record(tmp_path / "second")
     assert record["model"]["base_model"] == str(tmp_path / "first")
     assert type(AutoModelForMaskedLM.from_pretrained(tmp_path / "second")) is ChinchillaForMaskedLM
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_decoder(pretrain, interrupted, corpus, tmp_path, stream):
+    """From text to `pipeline("text-generation")`, stopped once; what it writes is of the grammar, and has an end."""
+    options = {"dataset": corpus, **TINY, **(STREAM if stream else {}), "objective": "causal", "vocab_size": 300}
+    options |= {"num_key_value_heads": 1, "per_device_eval_batch_size": 4, "save_steps": 100, "eval_steps": 100}
+    options |= {"learning_rate": 1e-2, "max_steps": 400, "output_dir": tmp_path / "out"}
+    interrupted(150, **options)
+    printed = pretrain(**options)
+    record = read_record(tmp_path / "out")
+    assert record["training"]["resumed"] == 1 and record["model"]["class"] == "ChinchillaForCausalLM"
+    scores = record["scores"]["validation"]
+    assert scores["next_token_accuracy"] > 0.5 and f"next_token_accuracy {scores['next_token_accuracy']:.4f}" in printed
+    assert "pipeline('text-generation'" in printed
+    write = pipeline("text-generation", str(tmp_path / "out"))
+    text = write("17 the cat", max_new_tokens=10, do_sample=False, return_full_text=False)[0]["generated_text"]
+    verb, *rest = text.split()
+    assert verb in VERBS and " ".join(rest).startswith(tuple(OBJECTS))
+    set_seed(0)
+    prompt = write.tokenizer("17 the cat", return_tensors="pt")
+    written = write.model.generate(**prompt, do_sample=True, num_return_sequences=16, max_new_tokens=25)
+    assert (written == write.tokenizer.eos_token_id).any()
+
+    shape = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+    further = {name: value for name, value in options.items() if name not in (*shape, "num_key_value_heads")}
+    further |= {"model": tmp_path / "out", "max_steps": 2, "output_dir": tmp_path / "further"}
+    pretrain(**further)
+    assert read_record(tmp_path / "further")["scores"]["validation"]["next_token_accuracy"] > 0.4
+    with pytest.raises(SystemExit, match=r"error: .*chinchilla_decoder"):
+        pretrain(**further | {"objective": "masked", "output_dir": tmp_path / "other"})
+
+
+def test_a_decoder_does_not_begin_from_an_encoder(pretrain, corpus, tmp_path, minilm):
+    options = {"dataset": corpus, "objective": "causal", "output_dir": tmp_path / "out", "report_to": "none"}
+    with pytest.raises(SystemExit, match="error: --model is a bert checkpoint, but --objective causal trains a Chinc"):
+        pretrain(**options, model=minilm)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ({"objective": "causal", "next_sentence": True}, "--objective is causal, for a decoder, but --next_sentence"),
+        ({"next_sentence": True, "causal_share": 0.5}, "--causal_share cannot go with --next_sentence"),
+    ],
+)
+def test_objectives_that_do_not_go_together(pretrain, capsys, corpus, tmp_path, objective, message):
+    with pytest.raises(SystemExit):
+        pretrain(dataset=corpus, **TINY, **objective, max_steps=5, output_dir=tmp_path / "out")
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_from_a_stream(pretrain, corpus, tmp_path):
