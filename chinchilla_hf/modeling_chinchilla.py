@@ -46,7 +46,7 @@ from .modeling_chinchilla_block import (
     ChinchillaRotaryEmbedding,
     check_packing_is_isolated,
     layer_norm,
-    matmul_dtype,
+    like_queries,
 )
 from .modeling_chinchilla_loss import makes_gradients_with_loss, summed_cross_entropy
 from .modeling_chinchilla_pretrained import ChinchillaFamilyPreTrainedModel
@@ -178,13 +178,14 @@ class ChinchillaModel(ChinchillaPreTrainedModel):
             mask_functions.append(causal_rows_mask_function(causal_rows))
 
         hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
+        in_attention = like_queries(hidden_states)
         mask = create_bidirectional_mask(
             config=self.config,
-            inputs_embeds=hidden_states.to(matmul_dtype(hidden_states)),  # the mask is added to products of this dtype
+            inputs_embeds=in_attention,
             attention_mask=attention_mask,
             and_mask_function=and_masks(*mask_functions) if mask_functions else None,
         )
-        position_embeddings = self.rotary_emb(hidden_states, position_ids) if self.rotary_emb is not None else None
+        position_embeddings = self.rotary_emb(in_attention, position_ids) if self.rotary_emb is not None else None
         for layer in self.layers:
             hidden_states = layer(hidden_states, mask, position_embeddings, **kwargs)
         if self.norm is not None:

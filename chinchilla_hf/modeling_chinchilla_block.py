@@ -30,6 +30,11 @@ def matmul_dtype(tensor: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else tensor.dtype
 
 
+def like_queries(hidden_states: torch.Tensor) -> torch.Tensor:
+    """`(batch, length, 1)`, for who asks for dtype and device of queries and keys: masks, and angles of positions."""
+    return hidden_states[..., :1].to(matmul_dtype(hidden_states))
+
+
 def check_packing_is_isolated(config: ChinchillaBlockConfig, batch_size: int, kwargs: dict) -> None:
     """
     Flash attention takes no mask: it needs the documents' lengths, or finds them in a single row.
@@ -135,7 +140,8 @@ class ChinchillaRotaryEmbedding(nn.Module):
         angles = position_ids[..., None].float() * self.inv_freq.to(device=x.device, dtype=torch.float)
         cos = angles.cos() * self.attention_scaling
         sin = angles.sin() * self.attention_scaling
-        return cos.to(dtype=x.dtype), sin.to(dtype=x.dtype)  # each (batch or 1, length, head_dim / 2)
+        # each (batch or 1, length, head_dim)
+        return torch.cat((cos, cos), dim=-1).to(dtype=x.dtype), torch.cat((-sin, sin), dim=-1).to(dtype=x.dtype)
 
 
 def apply_rotary_pos_emb(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -145,15 +151,11 @@ def apply_rotary_pos_emb(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) 
     Args:
         x: queries or keys, `(batch, length, heads, head_dim)`. Before the heads are moved to the front the memory is
             contiguous, which on a CPU halves the time of this function.
-        cos, sin: `(batch or 1, length, head_dim / 2)`.
+        cos, sin: `(batch or 1, length, head_dim)`; of the first half of the channels the sines are negative.
     """
-    # In the dtype of x: under autocast the angles are float32 and would pull queries and keys up to it.
-    cos, sin = cos.to(x.dtype).unsqueeze(2), sin.to(x.dtype).unsqueeze(2)
-    first, second = x.chunk(2, dim=-1)
-    # addcmul: one pass over memory less than a product and a sum
-    return torch.cat(
-        (torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)), dim=-1
-    )
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)  # which they have, but where a wrapper of the layers casts for itself
+    # roll: the other channel of each pair. addcmul: one pass over memory less than a product and a sum.
+    return torch.addcmul(x * cos.unsqueeze(2), x.roll(x.shape[-1] // 2, dims=-1), sin.unsqueeze(2))
 
 
 def eager_attention_forward(

@@ -34,7 +34,7 @@ from .modeling_chinchilla_block import (
     ChinchillaRotaryEmbedding,
     check_packing_is_isolated,
     layer_norm,
-    matmul_dtype,
+    like_queries,
 )
 from .modeling_chinchilla_loss import next_token_loss
 from .modeling_chinchilla_pretrained import ChinchillaFamilyPreTrainedModel
@@ -114,10 +114,10 @@ class ChinchillaDecoderModel(ChinchillaDecoderPreTrainedModel):
             kwargs["position_ids"] = position_ids  # flash attention finds the documents of a single row by them
 
         hidden_states = self.embeddings(input_ids, None, position_ids, inputs_embeds)
-        states_of_products = hidden_states.to(matmul_dtype(hidden_states))  # masks are added to products of this dtype
+        in_attention = like_queries(hidden_states)
         mask = create_causal_mask(
             config=self.config,
-            inputs_embeds=states_of_products,
+            inputs_embeds=in_attention,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
             and_mask_function=packed,
@@ -126,7 +126,7 @@ class ChinchillaDecoderModel(ChinchillaDecoderPreTrainedModel):
         if encoder_hidden_states is not None:
             encoder_mask = create_bidirectional_mask(
                 config=self.config,
-                inputs_embeds=states_of_products,
+                inputs_embeds=in_attention,
                 attention_mask=encoder_attention_mask,
                 encoder_hidden_states=encoder_hidden_states,
             )
@@ -135,7 +135,7 @@ class ChinchillaDecoderModel(ChinchillaDecoderPreTrainedModel):
             if encoder_hidden_states is not None:
                 past_key_values = EncoderDecoderCache(past_key_values, DynamicCache(config=self.config))
 
-        position_embeddings = self.rotary_emb(hidden_states, position_ids) if self.rotary_emb is not None else None
+        position_embeddings = self.rotary_emb(in_attention, position_ids) if self.rotary_emb is not None else None
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
