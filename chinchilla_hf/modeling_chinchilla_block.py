@@ -137,11 +137,12 @@ class ChinchillaRotaryEmbedding(nn.Module):
     @torch.no_grad()
     @dynamic_rope_update
     def forward(self, x: torch.Tensor, position_ids: torch.LongTensor) -> tuple[torch.Tensor, torch.Tensor]:
-        angles = position_ids[..., None].float() * self.inv_freq.to(device=x.device, dtype=torch.float)
-        cos = angles.cos() * self.attention_scaling
-        sin = angles.sin() * self.attention_scaling
-        # each (batch or 1, length, head_dim)
-        return torch.cat((cos, cos), dim=-1).to(dtype=x.dtype), torch.cat((-sin, sin), dim=-1).to(dtype=x.dtype)
+        inv_freq = self.inv_freq.to(device=x.device, dtype=torch.float)
+        angles = position_ids[..., None, None].float() * torch.cat((-inv_freq, inv_freq))
+        cos, sin = angles.cos(), angles.sin()
+        if self.attention_scaling != 1:
+            cos, sin = cos * self.attention_scaling, sin * self.attention_scaling
+        return cos.to(dtype=x.dtype), sin.to(dtype=x.dtype)  # each (batch or 1, length, 1, head_dim)
 
 
 def apply_rotary_pos_emb(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -151,11 +152,12 @@ def apply_rotary_pos_emb(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) 
     Args:
         x: queries or keys, `(batch, length, heads, head_dim)`. Before the heads are moved to the front the memory is
             contiguous, which on a CPU halves the time of this function.
-        cos, sin: `(batch or 1, length, head_dim)`; of the first half of the channels the sines are negative.
+        cos, sin: `(batch or 1, length, 1, head_dim)`, those of the first half of the channels for the negative angles.
     """
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)  # which they have, but where a wrapper of the layers casts for itself
+    if cos.dtype != x.dtype:  # a wrapper of the layers casts for itself
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     # roll: the other channel of each pair. addcmul: one pass over memory less than a product and a sum.
-    return torch.addcmul(x * cos.unsqueeze(2), x.roll(x.shape[-1] // 2, dims=-1), sin.unsqueeze(2))
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def eager_attention_forward(
@@ -260,6 +262,8 @@ class ChinchillaAttention(nn.Module):
             query = apply_rotary_pos_emb(query, *position_embeddings)
         if encoder_hidden_states is not None:
             key, value = self.keys_and_values_of_encoder(encoder_hidden_states, past_key_values)
+            # Several rows to one of the encoder's, as in a beam search, are more queries to the same keys and values.
+            query = query.reshape(key.shape[0], -1, *query.shape[2:])
         else:
             key, value = self.keys_and_values(hidden_states, position_embeddings, past_key_values)
 
@@ -277,6 +281,8 @@ class ChinchillaAttention(nn.Module):
             **kwargs,
         )
         attn_output = attn_output.reshape(*input_shape, -1).contiguous()
+        if attn_weights is not None and attn_weights.shape[0] != input_shape[0]:
+            attn_weights = attn_weights.unflatten(2, (-1, input_shape[1])).transpose(1, 2).flatten(0, 1)
         return self.o_proj(attn_output), attn_weights
 
 
@@ -323,10 +329,14 @@ class ChinchillaLayer(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         """Add `sublayer`'s work to `hidden_states`, with `norm` where `norm_placement` says."""
         if self.norm_placement == "post":
-            return norm(hidden_states + self.dropout(sublayer(hidden_states)))
+            return norm(hidden_states + self.dropped(sublayer(hidden_states)))
         if self.norm_placement == "pre":
-            return hidden_states + self.dropout(sublayer(norm(hidden_states)))
-        return hidden_states + self.dropout(norm(sublayer(hidden_states)))
+            return hidden_states + self.dropped(sublayer(norm(hidden_states)))
+        return hidden_states + self.dropped(norm(sublayer(hidden_states)))
+
+    def dropped(self, states: torch.Tensor) -> torch.Tensor:
+        """Under dropout in training; elsewhere without the call, which counts where a single token is decoded."""
+        return self.dropout(states) if self.training else states
 
     def forward(
         self,

@@ -115,18 +115,21 @@ class ChinchillaDecoderModel(ChinchillaDecoderPreTrainedModel):
 
         hidden_states = self.embeddings(input_ids, None, position_ids, inputs_embeds)
         in_attention = like_queries(hidden_states)
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=in_attention,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            and_mask_function=packed,
-        )
+        mask = None
+        # A single token sees all that is in a cache without padding and without places to fill.
+        if length > 1 or attention_mask is not None or (past_key_values is not None and past_key_values.is_compileable):
+            mask = create_causal_mask(
+                config=self.config,
+                inputs_embeds=in_attention,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                and_mask_function=packed,
+            )
         encoder_mask = None
         if encoder_hidden_states is not None:
             encoder_mask = create_bidirectional_mask(
                 config=self.config,
-                inputs_embeds=in_attention,
+                inputs_embeds=in_attention.reshape(encoder_hidden_states.shape[0], -1, 1),  # beams are more queries
                 attention_mask=encoder_attention_mask,
                 encoder_hidden_states=encoder_hidden_states,
             )

@@ -180,6 +180,24 @@ class ChinchillaForConditionalGeneration(ChinchillaSeq2SeqPreTrainedModel, Gener
         self.config.custom_pipelines = {"translation": {"impl": implementation, "pt": ["AutoModelForSeq2SeqLM"]}}
         super().save_pretrained(save_directory, *args, **kwargs)
 
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.LongTensor | None = None,
+        **model_kwargs,
+    ) -> tuple[torch.LongTensor | None, dict[str, Any]]:
+        """As in Transformers, but of every source the encoder's states and mask stay one row, which its beams share."""
+        names = ("encoder_outputs", "attention_mask")
+        of_sources = {name: model_kwargs.pop(name) for name in names if name in model_kwargs}
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(expand_size, False, input_ids, **model_kwargs)
+        return input_ids, model_kwargs | of_sources
+
+    def _reorder_cache(self, past_key_values: EncoderDecoderCache, beam_idx: torch.LongTensor) -> EncoderDecoderCache:
+        """Which beam goes on from which: those of one source have its keys and values in common."""
+        past_key_values.self_attention_cache.reorder_cache(beam_idx)
+        return past_key_values
+
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """`labels`, each token one place later, behind `decoder_start_token_id`; padding in place of -100."""
         shifted = nn.functional.pad(labels[:, :-1], (1, 0), value=self.config.decoder_start_token_id)

@@ -107,6 +107,57 @@ def test_cached_equals_uncached(variant):
 
 
 @variants
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_rows_that_share_a_source_equal_rows_with_a_source_each(variant, attention):
+    model = make_model(variant)
+    model.set_attn_implementation(attention)
+    inputs = without_labels(make_inputs())
+    tokens = torch.randint(5, 100, (6, 7))  # two rows for each of three sources
+    states = model.model.encoder(**inputs).last_hidden_state
+    shared, single = (
+        model.model.decoder(
+            tokens,
+            encoder_hidden_states=states.repeat_interleave(times, 0),
+            encoder_attention_mask=inputs["attention_mask"].repeat_interleave(times, 0),
+            output_attentions=attention == "eager",
+        )
+        for times in (1, 2)
+    )
+    torch.testing.assert_close(shared.last_hidden_state, single.last_hidden_state, atol=1e-5, rtol=1e-5)
+    if attention == "eager":
+        torch.testing.assert_close(shared.cross_attentions, single.cross_attentions, atol=1e-5, rtol=1e-5)
+        assert shared.cross_attentions[0].shape == (6, 4, 7, 9)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"num_beams": 4, "num_return_sequences": 2},
+        {"num_beams": 3, "use_cache": False},
+        {"num_beams": 3, "cache_implementation": "static"},
+        {"do_sample": True, "num_return_sequences": 3},
+        {"num_beams": 3, "output_attentions": True, "return_dict_in_generate": True},
+    ],
+    ids=str,
+)
+def test_beams_that_share_their_source_generate_what_they_would_without(how, monkeypatch):
+    model = make_model()
+    model.set_attn_implementation("eager")
+    inputs = without_labels(make_inputs())
+    torch.manual_seed(0)
+    shared = model.generate(**inputs, **how, max_new_tokens=12)
+    for name in ("_expand_inputs_for_generation", "_reorder_cache"):  # back to those of Transformers
+        monkeypatch.delattr(ChinchillaForConditionalGeneration, name)
+    torch.manual_seed(0)
+    expected = model.generate(**inputs, **how, max_new_tokens=12)
+    if "output_attentions" in how:
+        for ours, theirs in zip(shared.cross_attentions, expected.cross_attentions, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+        shared, expected = shared.sequences, expected.sequences
+    assert torch.equal(shared, expected)
+
+
+@variants
 def test_ways_to_generate_agree(variant):
     """Static and dynamic cache and none; a text alone and in a batch; greedy, with beams."""
     model, inputs = make_model(variant), without_labels(make_inputs())
