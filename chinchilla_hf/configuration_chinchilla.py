@@ -335,6 +335,8 @@ class ChinchillaSeq2SeqConfig(PreTrainedConfig):
         decoder_start_token_id (`int`, *optional*):
             Id of the token that a translation begins with, and that is not part of it; `None` stands for the decoder's
             `bos_token_id` or, failing that, its `pad_token_id`.
+        target_tokenizer (`str`, *optional*):
+            Folder in the checkpoint with the tokenizer of the targets; `None` where sources and targets share one.
 
     Raises:
         `huggingface_hub.errors.StrictDataclassError`: a value of the wrong type, or a combination that cannot be
@@ -365,6 +367,7 @@ class ChinchillaSeq2SeqConfig(PreTrainedConfig):
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     decoder_start_token_id: int | None = None
+    target_tokenizer: str | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)  # makes configurations of dictionaries

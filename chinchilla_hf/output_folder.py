@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 RUN_RECORD = "run.json"
 TRAINER_LOGS = "runs"  # where Trainer puts TensorBoard's files
+TARGET_TOKENIZER = "target_tokenizer"  # the tokenizer of the targets of a translator, if they have their own
 _STAGING = ".saving-"
 # A folder with the configuration but without weights does not load, so these are the last to get there.
 _WEIGHTS = re.compile(r"model.*\.safetensors(\.index\.json)?")
@@ -94,7 +95,8 @@ def _delete_all_but_the_record(folder: Path) -> None:
     """What a run leaves. Its record stays, so that an interruption here leaves a folder that is known to be a run's."""
     for path in folder.iterdir():
         if path.is_dir():
-            if path.name == TRAINER_LOGS or path.name.startswith((PREFIX_CHECKPOINT_DIR, _STAGING)):
+            ours = path.name in (TRAINER_LOGS, TARGET_TOKENIZER)
+            if ours or path.name.startswith((PREFIX_CHECKPOINT_DIR, _STAGING)):
                 shutil.rmtree(path)
         elif path.name != RUN_RECORD:
             path.unlink()
@@ -167,6 +169,7 @@ def save_model_folder(
     tokenizer: PreTrainedTokenizerBase,
     folder: str | Path,
     state_dict: dict[str, torch.Tensor] | None = None,
+    tokenizers: Mapping[str, PreTrainedTokenizerBase] | None = None,
 ) -> None:
     """
     Save model, code files and tokenizer in `folder`, which may hold an older model.
@@ -179,12 +182,13 @@ def save_model_folder(
         tokenizer: beside it.
         folder: made if it is not there.
         state_dict: the weights, where `model` holds only a part of them: `accelerator.get_state_dict` under FSDP.
+        tokenizers: others, by the name of their folder in `folder`.
 
     Raises:
         NotSavedError: the files cannot be written; an older model is whole.
     """
     with clear_save_errors(f"the model in {folder}"):
-        _save_model_folder(model, tokenizer, Path(folder), state_dict)
+        _save_model_folder(model, tokenizer, Path(folder), state_dict, tokenizers or {})
 
 
 def _save_model_folder(
@@ -192,6 +196,7 @@ def _save_model_folder(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     state_dict: dict[str, torch.Tensor] | None,
+    tokenizers: Mapping[str, PreTrainedTokenizerBase],
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for abandoned in folder.glob(f"{_STAGING}*"):  # by a process that was killed
@@ -201,14 +206,18 @@ def _save_model_folder(
         with in_its_own_class(model):
             model.save_pretrained(staging, state_dict=state_dict)
         tokenizer.save_pretrained(staging)
-        files = sorted(staging.iterdir(), key=lambda path: (bool(_WEIGHTS.fullmatch(path.name)), path.name))
+        for name, other in tokenizers.items():
+            other.save_pretrained(staging / name)
+        files = [path.relative_to(staging) for path in staging.rglob("*") if path.is_file()]
+        files.sort(key=lambda path: (bool(_WEIGHTS.fullmatch(path.name)), path))
         for path in files:
-            with open(path, "rb") as file:
+            with open(staging / path, "rb") as file:
                 os.fsync(file.fileno())
         for path in folder.iterdir():
             if _WEIGHTS.fullmatch(path.name):
                 path.unlink()
         for path in files:
-            os.replace(path, folder / path.name)
+            (folder / path).parent.mkdir(exist_ok=True)
+            os.replace(staging / path, folder / path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

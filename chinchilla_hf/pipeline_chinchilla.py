@@ -7,11 +7,13 @@ the old ones. Checkpoints carry this file: with `trust_remote_code=True` they ha
 This file travels inside checkpoints: it needs transformers and torch alone.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 from transformers.pipelines.base import ChunkPipeline
 
@@ -102,6 +104,9 @@ class ChinchillaTranslationPipeline(ChunkPipeline):
     Line breaks stay where they are. Segments of one text or of several share batches of `batch_size` (8 if not given).
     Other arguments go to `generate`, such as `num_beams` or `max_length`.
 
+    Args:
+        target_tokenizer: decodes the translations. By default the one that the checkpoint names, or `tokenizer`.
+
     Example:
 
     ```python
@@ -120,13 +125,55 @@ class ChinchillaTranslationPipeline(ChunkPipeline):
     _load_image_processor = False
     _load_feature_extractor = False
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, target_tokenizer: PreTrainedTokenizerBase | None = None, **kwargs: Any):
         if kwargs.get("batch_size") is None:
             kwargs["batch_size"] = 8
         super().__init__(*args, **kwargs)
         self.check_model_type(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
+        self.target_tokenizer = target_tokenizer or self._load_target_tokenizer()
+        self._check_tokenizers()
         self._source_positions = self.model.config.encoder.max_position_embeddings
         self._target_positions = self.model.config.decoder.max_position_embeddings
+
+    def _load_target_tokenizer(self) -> PreTrainedTokenizerBase:
+        config = self.model.config
+        subfolder = getattr(config, "target_tokenizer", None)
+        if subfolder is None:
+            return self.tokenizer
+        if not self.model.name_or_path:
+            raise ValueError(
+                f"the model has a tokenizer of its own for targets, in {subfolder!r} of its checkpoint, but was not "
+                "loaded from one: pass target_tokenizer"
+            )
+        revision = getattr(config, "_commit_hash", None)
+        return AutoTokenizer.from_pretrained(self.model.name_or_path, subfolder=subfolder, revision=revision)
+
+    def _check_tokenizers(self) -> None:
+        config = self.model.config
+        for tokenizer, part, side in (
+            (self.tokenizer, config.encoder, "sources"),
+            (self.target_tokenizer, config.decoder, "targets"),
+        ):
+            if tokenizer.pad_token_id is None:
+                raise ValueError(
+                    f"the tokenizer of the {side} has no padding token, which batches need: set its pad_token"
+                )
+            if len(tokenizer) > part.vocab_size:
+                raise ValueError(
+                    f"the tokenizer of the {side} has {len(tokenizer)} tokens, but the model only {part.vocab_size} of "
+                    "them: pass the one that it was trained with"
+                )
+        if self.model.generation_config.eos_token_id is None and config.eos_token_id is None:
+            raise ValueError(
+                "eos_token_id is not set, without which no translation ends: set that of model.generation_config to "
+                "the token that ended the targets in training"
+            )
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """As `Pipeline.save_pretrained`, with both tokenizers."""
+        super().save_pretrained(save_directory, **kwargs)
+        if self.target_tokenizer is not self.tokenizer:
+            self.target_tokenizer.save_pretrained(os.path.join(save_directory, self.model.config.target_tokenizer))
 
     def _sanitize_parameters(self, truncation: bool | None = None, **generate_kwargs: Any) -> tuple[dict, dict, dict]:
         positions = self.model.config.decoder.max_position_embeddings
@@ -187,7 +234,9 @@ class ChinchillaTranslationPipeline(ChunkPipeline):
         for output in model_outputs:
             parts.append(output["before"])
             if not output["is_empty"]:
-                parts.append(self.tokenizer.decode(_flat(output["output_ids"]), skip_special_tokens=True).strip())
+                parts.append(
+                    self.target_tokenizer.decode(_flat(output["output_ids"]), skip_special_tokens=True).strip()
+                )
         return {"translation_text": "".join(parts)}
 
 

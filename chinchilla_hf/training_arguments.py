@@ -238,6 +238,13 @@ class TranslationArguments(TimedArguments, Seq2SeqTrainingArguments):
     predict_with_generate: bool = field(
         default=True, metadata={"help": "Translate the validation texts at every evaluation, for a curve of BLEU."}
     )
+    save_total_limit: int | None = field(
+        default=None, metadata={"help": "Checkpoints to keep while running. Default: those that are averaged."}
+    )
+    push_to_hub: bool = field(default=False, metadata={"help": "Upload the finished folder, code files included."})
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "Name on the Hub, such as me/model. Default: the name of output_dir."}
+    )
     average_checkpoints: int = field(
         default=5,
         metadata={
@@ -254,13 +261,14 @@ class TranslationArguments(TimedArguments, Seq2SeqTrainingArguments):
                 f"label_smoothing_factor is {self.label_smoothing_factor}, which Trainer gets wrong under gradient "
                 "accumulation: give label_smoothing, which is the model's own"
             )
-        if self.push_to_hub:
+        if self.save_total_limit is None:
+            self.save_total_limit = max(self.average_checkpoints, 2)
+        if self.save_total_limit < self.average_checkpoints:
             raise ValueError(
-                "push_to_hub is given, but translation does not upload yet: leave it out, and upload the finished "
-                "folder with `hf upload`"
+                f"save_total_limit is {self.save_total_limit}, but average_checkpoints is {self.average_checkpoints}: "
+                "keep as many as are averaged, or average fewer"
             )
         self.per_device_train_batch_size = 1  # an item is a whole batch
-        self.save_total_limit = max(self.average_checkpoints, 2)
         super().__post_init__()
 
 

@@ -1,14 +1,20 @@
 """Translation of texts of any length and form, with a model that knows one trick."""
 
+import copy
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import make_tiny_seq2seq_config
+from conftest import make_tiny_config, make_tiny_seq2seq_config
 from transformers import pipeline
 
-from chinchilla_hf import ChinchillaForConditionalGeneration, ChinchillaTranslationPipeline, train_tokenizer
+from chinchilla_hf import (
+    ChinchillaForConditionalGeneration,
+    ChinchillaForMaskedLM,
+    ChinchillaTranslationPipeline,
+    train_tokenizer,
+)
 from chinchilla_hf.pipeline_chinchilla import split_text
 
 TEXTS = ["a dog runs", "two men sit on a bench", "Zwei Männer sitzen.", "A dog! And a cat? Yes."] * 5
@@ -120,6 +126,41 @@ def test_wrong_arguments_raise(translate):
         translate("a dog", max_new_tokens=0)
     with pytest.raises(TypeError, match="int among the texts"):
         translate(["a dog", 3])
+
+
+def test_characters_that_the_tokenizer_never_saw_reach_the_model(translate):
+    text = "Ωμέγα, 狗在跑。☃"
+    ids = translate.tokenizer(text)["input_ids"]
+    assert translate.tokenizer.unk_token_id not in ids
+    assert translate.tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert isinstance(translate(text)[0]["translation_text"], str)
+
+
+def test_what_cannot_translate_raises(folder, translate, tmp_path):
+    model, tokenizer = translate.model, copy.deepcopy(translate.tokenizer)
+    larger = train_tokenizer(TEXTS + ["quite other words"] * 9, algorithm="bpe", vocab_size=330, show_progress=False)
+    with pytest.raises(ValueError, match=r"tokenizer of the targets has 3\d\d tokens, but the model only 300"):
+        pipeline("chinchilla-translation", model, tokenizer=tokenizer, target_tokenizer=larger)
+    tokenizer.pad_token = None
+    with pytest.raises(ValueError, match="tokenizer of the sources has no padding token"):
+        pipeline("chinchilla-translation", model, tokenizer=tokenizer)
+    endless = copy.deepcopy(model)
+    endless.generation_config.eos_token_id = endless.config.eos_token_id = None
+    with pytest.raises(ValueError, match="eos_token_id is not set"):
+        pipeline("chinchilla-translation", endless, tokenizer=translate.tokenizer)
+    separate = copy.deepcopy(model)
+    separate.config.target_tokenizer, separate.name_or_path = "target_tokenizer", ""
+    with pytest.raises(ValueError, match="was not loaded from one: pass target_tokenizer"):
+        pipeline("chinchilla-translation", separate, tokenizer=translate.tokenizer)
+
+
+def test_an_encoder_neither_translates_nor_writes(tmp_path):
+    tokenizer = train_tokenizer(TEXTS, algorithm="bpe", vocab_size=300, show_progress=False)
+    tokenizer.save_pretrained(tmp_path)
+    ChinchillaForMaskedLM(make_tiny_config(vocab_size=len(tokenizer))).save_pretrained(tmp_path)
+    for task in ("chinchilla-translation", "text-generation"):
+        with pytest.raises(ValueError, match=r"(?s)Unrecognized configuration class.*ChinchillaConfig|chinchilla"):
+            pipeline(task, str(tmp_path))
 
 
 def test_the_old_name_works_without_the_package(folder, translate, tmp_path):

@@ -21,7 +21,6 @@ from typing import Any
 
 import transformers
 from datasets import DatasetDict
-from huggingface_hub import HfApi
 from transformers import (
     AutoTokenizer,
     DataCollatorWithPadding,
@@ -37,6 +36,7 @@ from chinchilla_hf.baselines import tfidf_baseline
 from chinchilla_hf.conversion import load_or_convert
 from chinchilla_hf.data.labelled import LabelledData, load_labelled
 from chinchilla_hf.head_fitting import fit_head
+from chinchilla_hf.hub import check_access, push_folder
 from chinchilla_hf.metrics import (
     classification_compute_metrics,
     confidence_interval,
@@ -313,22 +313,6 @@ def strip_prefix(metrics: dict[str, float], prefix: str, names: set[str]) -> dic
     return {name: metrics[f"{prefix}_{name}"] for name in sorted(names) if f"{prefix}_{name}" in metrics}
 
 
-def push(folder: Path, options: RunArguments) -> str:
-    """Upload the finished folder, code files included, in one commit."""
-    api = HfApi(token=options.hub_token)
-    repo_id = api.create_repo(
-        options.hub_model_id or folder.resolve().name, private=options.hub_private_repo, exist_ok=True
-    ).repo_id
-    api.upload_folder(
-        repo_id=repo_id,
-        folder_path=folder,
-        ignore_patterns=["checkpoint-*", "checkpoint-*/**", "runs/**", ".*"],
-        revision=options.hub_revision,
-        commit_message="Upload a text classifier",
-    )
-    return f"{api.endpoint}/{repo_id}"
-
-
 def report(scores: dict[str, Any]) -> str:
     """Test scores of the model and of the baseline, as a small table."""
     baseline = scores.get("baseline", {})
@@ -382,7 +366,7 @@ def main() -> None:
                 write=main_process,
             )
         if options.push_to_hub:
-            HfApi(token=options.hub_token).whoami()  # a bad token shows now, not after the training
+            check_access(options)
     if main_process:
         print(data.summary())
 
@@ -471,7 +455,7 @@ def main() -> None:
             shutil.rmtree(path)
     print(f"\n{report(record.scores)}\n\nthe model is in {folder}: pipeline('text-classification', '{folder}')")
     if push_to_hub:
-        print(f"pushed to {push(folder, options)}")
+        print(f"pushed to {push_folder(folder, options, 'Upload a text classifier')}")
 
 
 if __name__ == "__main__":

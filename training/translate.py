@@ -6,10 +6,11 @@ Train a translator on your own pairs of texts, and translate files with it.
     python training/translate.py --model runs/translation --translate letter.txt       writes letter.de.txt
 
 Pairs are two aligned files, a table, a folder or a data set on the Hub. A byte-level tokenizer is trained on them, so
-that no character is unknown, and an encoder-decoder from scratch. Batches are filled by tokens. At the end the
-validation and test texts are translated with beam search and scored by BLEU and chrF (sacreBLEU); the output folder
-holds the model, laid out as a Hub repository that `pipeline("translation", folder, trust_remote_code=True)` loads, its
-card, `run.json`, and the curves of loss and BLEU. An interrupted run goes on where it was: repeat the command.
+that no character is unknown, or one for each language, and an encoder-decoder from scratch. Batches are filled by
+tokens. At the end the validation and test texts are translated with beam search and scored by BLEU and chrF
+(sacreBLEU); the output folder holds the model, laid out as a Hub repository that `pipeline("translation", folder,
+trust_remote_code=True)` loads, its card, `run.json`, and the curves of loss and BLEU. An interrupted run goes on where
+it was: repeat the command.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,10 +40,12 @@ from chinchilla_hf.averaging import averaged_weights
 from chinchilla_hf.callbacks import SaveOnTermination
 from chinchilla_hf.data.parallel import ParallelData, load_parallel
 from chinchilla_hf.data.token_batches import PairCollator, TokenBatches, TokenPairs
+from chinchilla_hf.hub import check_access, push_folder
 from chinchilla_hf.metrics import plot_loss_curve, translation_metrics
 from chinchilla_hf.model_card import write_translation_card
 from chinchilla_hf.output_folder import (
     RUN_RECORD,
+    TARGET_TOKENIZER,
     NotSavedError,
     claim_output_folder,
     list_checkpoints,
@@ -118,7 +121,11 @@ class ModelArguments:
 
     _argument_group_name = "Model"
 
-    vocab_size: int = field(default=8000, metadata={"help": "Tokens that both languages share."})
+    vocab_size: int = field(default=8000, metadata={"help": "Tokens that both languages share, or that each has."})
+    separate_tokenizers: bool = field(
+        default=False,
+        metadata={"help": "Give each language a tokenizer and embeddings of its own, as for two scripts."},
+    )
     hidden_size: int = field(default=256, metadata={"help": "Width."})
     intermediate_size: int | None = field(
         default=None, metadata={"help": "Width of the feed-forward networks. Default: four times hidden_size."}
@@ -194,11 +201,37 @@ def load(options: DataArguments) -> ParallelData:
     return load_parallel(resolve_location(arguments.pop("dataset")), source, target, seed=seed, **arguments)
 
 
+class Tokenizers(NamedTuple):
+    """One for both languages, or one for each, in which special tokens have the same ids."""
+
+    source: PreTrainedTokenizerBase
+    target: PreTrainedTokenizerBase
+
+    @property
+    def are_separate(self) -> bool:
+        return self.source is not self.target
+
+
+def train_tokenizers(train: Dataset, max_length: int, options: ModelArguments, show_progress: bool) -> Tokenizers:
+    def trained(*columns: str) -> PreTrainedTokenizerBase:
+        return train_tokenizer(
+            (text for column in columns for text in train[column]),
+            algorithm="bpe",
+            vocab_size=options.vocab_size,
+            model_max_length=max_length,
+            token_types=False,
+            show_progress=show_progress,
+        )
+
+    if options.separate_tokenizers:
+        return Tokenizers(trained("source"), trained("target"))
+    return Tokenizers(*[trained("source", "target")] * 2)
+
+
 def build_model(
-    tokenizer: PreTrainedTokenizerBase, data: DataArguments, options: ModelArguments, num_beams: int
+    tokenizers: Tokenizers, data: DataArguments, options: ModelArguments, num_beams: int
 ) -> ChinchillaForConditionalGeneration:
     shape = {
-        "vocab_size": len(tokenizer),
         "hidden_size": options.hidden_size,
         "intermediate_size": options.intermediate_size,
         "num_attention_heads": options.num_attention_heads,
@@ -207,14 +240,18 @@ def build_model(
         "position_embedding_type": options.position_embedding_type,
         "hidden_dropout": options.dropout,
         "max_position_embeddings": 2 * data.max_length,  # a translation may be longer than its source
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.cls_token_id,
-        "eos_token_id": tokenizer.sep_token_id,
+        "pad_token_id": tokenizers.target.pad_token_id,
+        "bos_token_id": tokenizers.target.cls_token_id,
+        "eos_token_id": tokenizers.target.sep_token_id,
     }
+    encoder = {"vocab_size": len(tokenizers.source), "num_hidden_layers": options.num_encoder_layers}
+    decoder = {"vocab_size": len(tokenizers.target), "num_hidden_layers": options.num_decoder_layers}
     config = ChinchillaSeq2SeqConfig(
-        encoder=ChinchillaConfig(**shape, num_hidden_layers=options.num_encoder_layers, type_vocab_size=0),
-        decoder=ChinchillaDecoderConfig(**shape, num_hidden_layers=options.num_decoder_layers),
+        encoder=ChinchillaConfig(**shape, **encoder, type_vocab_size=0),
+        decoder=ChinchillaDecoderConfig(**shape, **decoder),
         label_smoothing=options.label_smoothing,
+        share_embeddings=not tokenizers.are_separate,
+        target_tokenizer=TARGET_TOKENIZER if tokenizers.are_separate else None,
     )
     config.source_language, config.target_language = data.source_language, data.target_language
     model = ChinchillaForConditionalGeneration(config)
@@ -228,12 +265,11 @@ def build_model(
     return model
 
 
-def encode(
-    split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, drop_long: bool
-) -> tuple[TokenPairs, int]:
-    """Token ids of the pairs, the shortest sources first where none is left out, and how many were too long."""
-    sources = tokenizer(split["source"][:])["input_ids"]
-    targets = [ids[1:] for ids in tokenizer(split["target"][:])["input_ids"]]  # the start token is not predicted
+def encode(split: Dataset, tokenizers: Tokenizers, max_length: int, drop_long: bool) -> tuple[TokenPairs, int]:
+    """Token ids of the pairs, and how many were too long."""
+    sources = tokenizers.source(split["source"][:])["input_ids"]
+    # The start token is not predicted.
+    targets = [ids[1:] for ids in tokenizers.target(split["target"][:])["input_ids"]]
     pairs = list(zip(sources, targets, strict=True))
     too_long = [max(map(len, pair)) > max_length for pair in pairs]
     if drop_long:
@@ -241,7 +277,7 @@ def encode(
         if not pairs:
             raise ValueError(f"all {len(too_long)} pairs are longer than --max_length {max_length}: raise it")
     else:
-        end = tokenizer.sep_token_id
+        end = tokenizers.target.sep_token_id
         pairs = [
             tuple(ids if len(ids) <= max_length else [*ids[: max_length - 1], end] for ids in pair) for pair in pairs
         ]
@@ -319,18 +355,11 @@ def main() -> None:
             for part in (data_options, model_options, translating)
             for name, value in dataclasses.asdict(part).items()
         } | options.to_dict()
-        tokenizer = train_tokenizer(
-            (text for column in ("source", "target") for text in data.splits["train"][column]),
-            algorithm="bpe",
-            vocab_size=model_options.vocab_size,
-            model_max_length=data_options.max_length,
-            token_types=False,
-            show_progress=main_process,
-        )
-        model = build_model(tokenizer, data_options, model_options, translating.num_beams)
+        tokenizers = train_tokenizers(data.splits["train"], data_options.max_length, model_options, main_process)
+        model = build_model(tokenizers, data_options, model_options, translating.num_beams)
         pairs, too_long = {}, {}
         for name, split in data.splits.items():
-            pairs[name], too_long[name] = encode(split, tokenizer, data_options.max_length, name == "train")
+            pairs[name], too_long[name] = encode(split, tokenizers, data_options.max_length, name == "train")
         batches = TokenBatches(pairs["train"], options.max_tokens, options.seed)
         record = RunRecord(
             task="translation",
@@ -352,6 +381,10 @@ def main() -> None:
             overwrite=options.overwrite and main_process,
             write=main_process,
         )
+        if options.push_to_hub:
+            check_access(options)
+    # Trainer would push every checkpoint; the finished folder is pushed once, at the end.
+    push_to_hub, options.push_to_hub = options.push_to_hub, False
     tokens = int(pairs["train"].lengths.sum())
     mean_length = pairs["train"].lengths.mean()
     model.set_attn_implementation(model_options.attn_implementation or choose_attention(options, mean_length))
@@ -385,9 +418,9 @@ def main() -> None:
         args=options,
         train_dataset=batches,
         eval_dataset=validation,
-        data_collator=PairCollator(tokenizer.pad_token_id),
-        processing_class=tokenizer,
-        compute_metrics=bleu_of(tokenizer, validation.references, language),
+        data_collator=PairCollator(tokenizers.source.pad_token_id),
+        processing_class=tokenizers.source,
+        compute_metrics=bleu_of(tokenizers.target, validation.references, language),
         callbacks=[termination],
         clock=clock,
     )
@@ -407,7 +440,7 @@ def main() -> None:
     for name, split in (("validation", validation), ("test", test)):
         trainer.compute_metrics = None
         prediction = trainer.predict(split, metric_key_prefix=name, **beams)
-        translations = decode(tokenizer, prediction.predictions[: len(split)])
+        translations = decode(tokenizers.target, prediction.predictions[: len(split)])
         scores[name] = {"loss": prediction.metrics[f"{name}_loss"]}
         scores[name] |= translation_metrics(translations, split.references, language)
     if not main_process:
@@ -427,7 +460,9 @@ def main() -> None:
         "peak_memory_bytes": peak_memory_bytes(),
     }
     try:
-        save_model_folder(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder)
+        others = {TARGET_TOKENIZER: tokenizers.target} if tokenizers.are_separate else None
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        save_model_folder(model, tokenizers.source, folder, tokenizers=others)
     except NotSavedError as error:
         sys.exit(f"error: {error}")
     plot_loss_curve(trainer.state.log_history, folder / "loss.png")
@@ -445,6 +480,8 @@ def main() -> None:
         print(f"\n{name}: BLEU {values['bleu']:.2f}, chrF {values['chrf']:.2f}, loss {values['loss']:.4f}")
     print(f"{scores['test']['bleu_signature']}\n{scores['test']['chrf_signature']}")
     print(f"the model is in {folder}: pipeline('chinchilla-translation', '{folder}')")
+    if push_to_hub:
+        print(f"pushed to {push_folder(folder, options, 'Upload a translator')}")
 
 
 if __name__ == "__main__":

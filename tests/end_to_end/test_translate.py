@@ -2,13 +2,17 @@
 
 import random
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import HfApi, RepoUrl
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 from scripts import read_record, run_forked, run_script, words
-from transformers import AutoModelForSeq2SeqLM, pipeline
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
 from chinchilla_hf import ChinchillaForConditionalGeneration
 from chinchilla_hf.output_folder import list_checkpoints
@@ -81,6 +85,64 @@ def test_learns_a_language_and_translates_files(translate, tmp_path, monkeypatch
     assert len(lines) == 4 and lines[1] == lines[3] == "" and lines[0] and lines[2]
 
 
+def test_languages_with_a_tokenizer_each(translate, tmp_path):
+    """One writes in Latin letters and one in Chinese characters, and neither tokenizer has seen those of the other."""
+    data, out = write_pairs(tmp_path / "data"), tmp_path / "out"
+    characters = dict(zip(["Hund", "Katze", "Mann", "rennt", "sitzt", "und", "der"], "狗猫人跑坐和这", strict=True))
+    for path in data.glob("*.de"):
+        lines = path.read_text().splitlines()
+        path.with_suffix(".zh").write_text("".join("".join(map(characters.get, line.split())) + "\n" for line in lines))
+        path.unlink()
+    options = {**TINY, "vocab_size": 300, "separate_tokenizers": True, "max_steps": 300, "average_checkpoints": 1}
+    translate(dataset=data, target_language="zh", output_dir=out, **options, eval_steps=300, save_steps=300)
+    record = read_record(out)
+    assert record["scores"]["test"]["bleu"] > 20 and "tok:zh" in record["scores"]["test"]["bleu_signature"]
+    source, target = (AutoTokenizer.from_pretrained(out, subfolder=name) for name in ("", "target_tokenizer"))
+    assert len(source.tokenize("the dog")) == 2 and len(target.tokenize("the dog")) > 2
+    for tokenizer in (source, target):  # through bytes
+        assert tokenizer.decode(tokenizer("Ωμέγα ☃ 狗")["input_ids"], skip_special_tokens=True) == "Ωμέγα ☃ 狗"
+    model = AutoModelForSeq2SeqLM.from_pretrained(out)
+    assert not model.config.share_embeddings and model.num_parameters() == record["model"]["parameters"]
+    assert model.lm_head.weight is model.model.decoder.embeddings.embed_tokens.weight
+
+    text = "the dog runs and the cat sits"
+    translated = pipeline("chinchilla-translation", str(out))(text)
+    assert set(translated[0]["translation_text"]) <= set("狗猫人跑坐和这")
+    script = f"""
+import sys
+sys.modules["chinchilla_hf"] = None
+from transformers import pipeline
+translate = pipeline("translation", {str(out)!r}, trust_remote_code=True)
+translate.save_pretrained("copy")
+for name in ({str(out)!r}, "copy"):
+    print(ascii(pipeline("translation", name, trust_remote_code=True)({text!r})[0]["translation_text"]))
+"""
+    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == [ascii(translated[0]["translation_text"])] * 2
+
+
+def test_the_finished_folder_is_uploaded(translate, tmp_path, monkeypatch):
+    """As far as the client of the Hub, which has no Hub to talk to here."""
+    calls = []
+    monkeypatch.setattr(HfApi, "whoami", lambda self: calls.append("whoami"))
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **kwargs: calls.append(name) or RepoUrl(f"me/{name}"))
+
+    def upload_folder(self, *, repo_id, folder_path, ignore_patterns, **kwargs):
+        files = [str(path.relative_to(folder_path)) for path in folder_path.rglob("*") if path.is_file()]
+        calls.append((repo_id, set(filter_repo_objects(files, ignore_patterns=ignore_patterns))))
+
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    options = {**TINY, "max_steps": 4, "save_steps": 2, "keep_checkpoints": True, "push_to_hub": True}
+    out = tmp_path / "out"
+    printed = translate(dataset=write_pairs(tmp_path / "data"), output_dir=out, hub_model_id="mine", **options)
+    assert list_checkpoints(out) and calls[:2] == ["whoami", "mine"] and len(calls) == 3
+    repo_id, files = calls[2]
+    assert repo_id == "me/mine" and "pushed to https://huggingface.co/me/mine" in printed
+    assert {"model.safetensors", "pipeline_chinchilla.py", "README.md", "run.json"} < files
+    assert not any(name.startswith("checkpoint-") for name in files)
+
+
 def test_an_interrupted_run_ends_as_if_it_had_not_been(translate, tmp_path):
     options = {"dataset": write_pairs(tmp_path / "data"), **TINY, "dropout": 0.1, "max_steps": 24}
     options |= {"eval_steps": 8, "save_steps": 8, "average_checkpoints": 1}
@@ -124,7 +186,7 @@ def test_bad_input(translate, tmp_path, options, message):
     ("options", "message"),
     [
         ({"label_smoothing_factor": 0.1}, "give label_smoothing"),
-        ({"push_to_hub": True}, "translation does not upload yet"),
+        ({"save_total_limit": 2}, "save_total_limit is 2, but average_checkpoints is 5"),
         ({"average_checkpoints": 0}, "average_checkpoints is 0"),
         ({"decay": "inverse_sqrt", "warmup_share": 0}, "raise warmup_share"),
     ],
