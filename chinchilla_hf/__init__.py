@@ -30,6 +30,7 @@ _MODULE_OF = {
     "ChinchillaForTokenClassification": "modeling_chinchilla",
     "ChinchillaModel": "modeling_chinchilla",
     "ChinchillaPreTrainedModel": "modeling_chinchilla",
+    "ChinchillaQuestionAnsweringPipeline": "pipeline_chinchilla_answering",
     "ChinchillaSeq2SeqConfig": "configuration_chinchilla",
     "ChinchillaSeq2SeqModel": "modeling_chinchilla_seq2seq",
     "ChinchillaSeq2SeqPreTrainedModel": "modeling_chinchilla_seq2seq",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
         ChinchillaSeq2SeqPreTrainedModel,
     )
     from .pipeline_chinchilla import ChinchillaTranslationPipeline
+    from .pipeline_chinchilla_answering import ChinchillaQuestionAnsweringPipeline
     from .tokenization import train_tokenizer
 
 

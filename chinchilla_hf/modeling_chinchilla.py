@@ -99,7 +99,17 @@ class ChinchillaPreTrainedModel(ChinchillaFamilyPreTrainedModel):
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As `PreTrainedModel.save_pretrained`; the checkpoint also names every head's class, and what has a pooler."""
         self.config.add_pooling_layer = self.base_model.pooler is not None
+        # Those of another head, from whose checkpoint this model started, are left behind.
+        pipelines = dict(getattr(self.config, "custom_pipelines", None) or {})
+        pipelines.pop("question-answering", None)
+        self.config.custom_pipelines = pipelines | self._custom_pipelines()
+        if not self.config.custom_pipelines:
+            del self.config.custom_pipelines
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _custom_pipelines(self) -> dict[str, dict]:
+        """Pipelines that the checkpoint carries, as `config.json` names them."""
+        return {}
 
 
 def causal_rows_mask_function(causal_rows: torch.BoolTensor) -> Callable:
@@ -507,6 +517,13 @@ class ChinchillaForQuestionAnswering(ChinchillaPreTrainedModel):
         self.model = ChinchillaModel(config, add_pooling_layer=False)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.post_init()
+
+    def _custom_pipelines(self) -> dict[str, dict]:
+        # The import makes the file one of those that travel.
+        from .pipeline_chinchilla_answering import ChinchillaQuestionAnsweringPipeline
+
+        implementation = f"pipeline_chinchilla_answering.{ChinchillaQuestionAnsweringPipeline.__name__}"
+        return {"question-answering": {"impl": implementation, "pt": ["AutoModelForQuestionAnswering"]}}
 
     @can_return_tuple
     @auto_docstring

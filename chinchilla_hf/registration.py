@@ -50,7 +50,19 @@ FAMILIES = {
 _CONFIGURATION_AUTO = "transformers.models.auto.configuration_auto"
 _MODELING_AUTO = "transformers.models.auto.modeling_auto"
 _PIPELINES = "transformers.pipelines"
-_OUR_PIPELINES = f"{__package__}.pipeline_chinchilla"
+# Module of ours -> task, the pipeline's class, and the Auto class of its models.
+PIPELINES = {
+    f"{__package__}.pipeline_chinchilla": (
+        "chinchilla-translation",
+        "ChinchillaTranslationPipeline",
+        "AutoModelForSeq2SeqLM",
+    ),
+    f"{__package__}.pipeline_chinchilla_answering": (
+        "chinchilla-question-answering",
+        "ChinchillaQuestionAnsweringPipeline",
+        "AutoModelForQuestionAnswering",
+    ),
+}
 
 
 def register_auto_classes() -> None:
@@ -67,24 +79,21 @@ def register_auto_classes() -> None:
 
 def register_pipelines() -> None:
     """Make `transformers.pipeline` know ours: now, or as soon as it is imported."""
-    # Whichever of the two modules comes first imports the other one, and is not ready until it ends.
-    for module in (_OUR_PIPELINES, _PIPELINES):
+    # Whichever of these modules comes first imports the others, and is not ready until it ends.
+    for module in (*PIPELINES, _PIPELINES):
         wrapt.register_post_import_hook(_add_pipelines, module)
 
 
 def _add_pipelines(_: ModuleType) -> None:
-    ours = sys.modules.get(_OUR_PIPELINES)
-    if ours is not None and not hasattr(ours, "__all__"):  # its last line: the hook on it comes later
-        return
-    ours = importlib.import_module(_OUR_PIPELINES)
     transformers = importlib.import_module("transformers")
-    registry = importlib.import_module(_PIPELINES).PIPELINE_REGISTRY
-    if "chinchilla-translation" not in registry.supported_tasks:
-        registry.register_pipeline(
-            "chinchilla-translation",
-            ours.ChinchillaTranslationPipeline,
-            pt_model=transformers.AutoModelForSeq2SeqLM,
-        )
+    for name, (task, class_name, auto_class) in PIPELINES.items():
+        ours = sys.modules.get(name)
+        if ours is not None and not hasattr(ours, "__all__"):  # its last line: the hook on it comes later
+            continue
+        ours = importlib.import_module(name)
+        registry = importlib.import_module(_PIPELINES).PIPELINE_REGISTRY
+        if task not in registry.supported_tasks:
+            registry.register_pipeline(task, getattr(ours, class_name), pt_model=getattr(transformers, auto_class))
 
 
 def _add_config_names(configuration_auto: ModuleType) -> None:

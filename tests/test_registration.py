@@ -21,9 +21,10 @@ SHARED_FILES = {
     "modeling_chinchilla_loss.py",
     "modeling_chinchilla_pretrained.py",
 }
+ENCODER_FILES = SHARED_FILES | {"modeling_chinchilla.py", "pipeline_chinchilla_answering.py"}
 # Model type -> (the module of its models, a tiny configuration, the code that its checkpoints carry).
 FAMILIES = {
-    "chinchilla": (modeling_chinchilla, make_tiny_config, SHARED_FILES | {"modeling_chinchilla.py"}),
+    "chinchilla": (modeling_chinchilla, make_tiny_config, ENCODER_FILES),
     "chinchilla_decoder": (
         modeling_chinchilla_decoder,
         make_tiny_decoder_config,
@@ -32,9 +33,7 @@ FAMILIES = {
     "chinchilla_seq2seq": (
         modeling_chinchilla_seq2seq,
         make_tiny_seq2seq_config,
-        SHARED_FILES
-        | {"modeling_chinchilla.py", "modeling_chinchilla_decoder.py", "modeling_chinchilla_seq2seq.py"}
-        | {"pipeline_chinchilla.py"},
+        ENCODER_FILES | {"modeling_chinchilla_decoder.py", "modeling_chinchilla_seq2seq.py", "pipeline_chinchilla.py"},
     ),
 }
 AUTO_CLASSES = [
