@@ -1,5 +1,6 @@
 """
-The model card of a text classifier or a translator: `README.md` of a checkpoint folder, its page on the Hub.
+The model card of a text classifier, a translator or a model that answers questions: `README.md` of a checkpoint folder,
+its page on the Hub.
 
 Everything in it comes from the run record beside it, so that no number can stand there that no run has given.
 """
@@ -18,6 +19,7 @@ from .run_record import RunRecord, write_atomically
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
 TRANSLATION_TEMPLATE = TEMPLATE.with_name("translation_card.md.jinja")
+ANSWERING_TEMPLATE = TEMPLATE.with_name("answering_card.md.jinja")
 
 # Our metric -> its name in the card, and the name of its family in the Hub's list of metrics.
 METRIC_NAMES = {
@@ -31,6 +33,15 @@ METRIC_NAMES = {
     "r2": ("R²", "r_squared"),
     "pearson": ("Pearson correlation", "pearsonr"),
     "spearman": ("Spearman correlation", "spearmanr"),
+}
+# The same for answers to questions: SQuAD's official names, those of version 1 and of version 2.
+ANSWERING_METRIC_NAMES = {
+    "exact_match": ("Exact match", "exact_match"),
+    "exact": ("Exact match", "exact_match"),
+    "f1": ("F1", "f1"),
+    "HasAns_exact": ("Exact match, questions with an answer", "exact_match"),
+    "HasAns_f1": ("F1, questions with an answer", "f1"),
+    "NoAns_f1": ("Right, questions without an answer", "accuracy"),
 }
 # The names in the record of what the card says about the training, and how it says it.
 TRAINING_NAMES = {
@@ -204,6 +215,82 @@ def write_translation_card(
         chrf_signature=test["chrf_signature"],
         image=image if (path.parent / image).is_file() else None,
         samples=[tuple(map(_code, sample)) for sample in samples],
+        rows=fields["data"].get("rows", {}),
+        fingerprint=fields["data"].get("fingerprint"),
+        command=fields["command"],
+        facts=_facts(fields),
+    )
+    write_atomically(path, f"{str(card).rstrip()}\n".encode())
+
+
+def write_answering_card(
+    record: RunRecord,
+    path: str | os.PathLike[str],
+    *,
+    samples: Sequence[tuple[str, str, str]],
+    model_name: str | None = None,
+    license: str | None = None,
+    language: str | list[str] | None = None,
+) -> None:
+    """
+    Write the card of a model that answers questions, as a whole or not at all.
+
+    Args:
+        record: of a finished run of `training/answer.py`.
+        path: the card, `README.md` in the checkpoint folder.
+        samples: questions, right answers and the model's answers to show; an empty text for no answer.
+        model_name: title, and what to load; the name of the folder if not given.
+        license: identifier on the Hub; only you know it, so there is no default.
+        language: code (`"en"`), or several.
+
+    Raises:
+        ValueError: the run is not finished.
+        OSError: the card cannot be written; an older one is whole.
+    """
+    _check_finished(record)
+    path = Path(path)
+    fields = record.to_dict()
+    model_name = model_name or path.resolve().parent.name
+    base_model = fields["model"].get("base_model")
+    data_name = str(fields["data"]["name"])
+    hub_data = _hub_name(data_name)
+    scores = fields["scores"]
+    shown = [name for name in ANSWERING_METRIC_NAMES if name in scores["test"]]
+    card_data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="question-answering",
+        tags=["chinchilla", "chinchilla-hf"],
+        base_model=_hub_name(base_model),
+        datasets=hub_data,
+        license=license,
+        language=language,
+        metrics=["exact_match", "f1"],
+        model_name=model_name,
+        eval_results=[
+            EvalResult(
+                task_type="question-answering",
+                dataset_type=hub_data or "unknown",
+                dataset_name=data_name,
+                dataset_split="test",
+                metric_type=ANSWERING_METRIC_NAMES[name][1],
+                metric_name=ANSWERING_METRIC_NAMES[name][0],
+                metric_value=scores["test"][name],
+            )
+            for name in shown
+        ],
+    )
+    card = ModelCard.from_template(
+        card_data,
+        template_path=str(ANSWERING_TEMPLATE),
+        model_name=model_name,
+        base_model=_code(base_model),
+        data_name=_code(data_name),
+        settings=fields["training"].get("question_answering", {}),
+        score_rows=[
+            (ANSWERING_METRIC_NAMES[name][0], *(f"{scores[split][name]:.2f}" for split in ("validation", "test")))
+            for name in shown
+        ],
+        samples=[tuple(_code(text) if text else "(no answer)" for text in sample) for sample in samples],
         rows=fields["data"].get("rows", {}),
         fingerprint=fields["data"].get("fingerprint"),
         command=fields["command"],

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import Seq2SeqTrainer, Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -282,3 +282,14 @@ class TranslationTrainer(_TimedTraining, Seq2SeqTrainer):
     def speeds(self, steps: int, seconds: float) -> dict[str, float]:
         tokens, self._tokens_logged = self.tokens_seen - self._tokens_logged, self.tokens_seen
         return {"real_tokens_per_second": round(self.args.world_size * tokens / seconds)}
+
+
+class QuestionAnsweringTrainer(Trainer):
+    """
+    Trainer whose predictions come in the order of the windows, which say what part of which context they are of.
+
+    With batches grouped by length, Trainer would evaluate in another order. Give windows that are sorted by length.
+    """
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+        return SequentialSampler(eval_dataset)  # type: ignore[arg-type]

@@ -53,6 +53,7 @@ def fork_server() -> BaseContext:
     ours = (
         "baselines",
         "data.labelled",
+        "data.questions",
         "data.streaming",
         "modeling_chinchilla",
         "modeling_chinchilla_seq2seq",

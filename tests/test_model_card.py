@@ -6,7 +6,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from chinchilla_hf import run_record
-from chinchilla_hf.model_card import TEMPLATE, write_model_card
+from chinchilla_hf.model_card import ANSWERING_TEMPLATE, TEMPLATE, write_answering_card, write_model_card
 from chinchilla_hf.run_record import RunRecord
 
 
@@ -208,5 +208,45 @@ def test_a_failed_write_leaves_the_old_card(path, monkeypatch):
     assert path.read_text() == "old" and os.listdir(path.parent) == ["README.md"]
 
 
-def test_template_is_part_of_the_package():
-    assert TEMPLATE.is_file()
+def test_templates_are_part_of_the_package():
+    assert TEMPLATE.is_file() and ANSWERING_TEMPLATE.is_file()
+
+
+@pytest.mark.parametrize("threshold", [None, -1.25])
+def test_the_card_of_a_model_that_answers_questions(path, threshold):
+    scores = {"exact_match": 41.5, "f1": 58.25} if threshold is None else {"exact": 41.5, "f1": 58.25, "NoAns_f1": 70.0}
+    record = finished_record(
+        task="question-answering",
+        data={"name": "rajpurkar/squad", "fingerprint": "ab12cd", "rows": {"train": 80, "test": 10}},
+        scores={"validation": scores, "test": scores | {"best_f1": 60.0, "total": 10}},
+        training={
+            "steps": 5,
+            "question_answering": {
+                "max_length": 384,
+                "stride": 64,
+                "max_answer_length": 30,
+                "no_answer_threshold": threshold,
+            },
+        },
+    )
+    samples = [("Who `barks`?", "the dog", ""), ("Wer?", "", "der Hund")]
+    write_answering_card(record, path, samples=samples, license="mit", language="en")
+    text = path.read_text(encoding="utf-8")
+    metadata = ModelCard.load(path).data.to_dict()
+    assert (metadata["pipeline_tag"], metadata["base_model"], metadata["datasets"]) == (
+        "question-answering",
+        "me/base",
+        "rajpurkar/squad",
+    )
+    values = {
+        metric["name"]: metric["value"]
+        for result in metadata["model-index"][0]["results"]
+        for metric in result["metrics"]
+    }
+    assert values["F1"] == 58.25 and values["Exact match"] == 41.5 and 60.0 not in values.values()
+    assert 'pipeline("question-answering", "my-classifier", trust_remote_code=True)' in text
+    assert "windows of 384 tokens that overlap by 64" in text and "| F1 | 58.25 | 58.25 |" in text
+    assert ("the threshold for that, -1.250," in text) is (threshold is not None)
+    assert "- `` Who `barks`? ``\n  - answer: (no answer)\n  - reference: `the dog`" in text
+    with pytest.raises(ValueError, match="'running'"):
+        write_answering_card(finished_record(status="running"), path, samples=[])

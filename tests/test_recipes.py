@@ -275,7 +275,12 @@ def test_help_all_tells_trainers_own_options_as_well(default_recipe, capsys):
 # The recipes of this repository
 
 
-RECIPES = {"classify": ["tweet_sentiment", "clinc150"], "pretrain": ["encoder", "decoder"], "translate": ["multi30k"]}
+RECIPES = {
+    "answer": ["policyqa"],
+    "classify": ["tweet_sentiment", "clinc150"],
+    "pretrain": ["encoder", "decoder"],
+    "translate": ["multi30k"],
+}
 
 
 def test_every_recipe_here_is_of_a_script():
