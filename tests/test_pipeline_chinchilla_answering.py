@@ -344,6 +344,7 @@ def test_bfloat16_where_it_is_asked_for(answer):
     rough = answer(question=QUESTIONS, context=CONTEXT, bf16=True)
     assert [item["score"] for item in rough] == pytest.approx([item["score"] for item in exact], rel=0.2)
     assert rough != exact and answer.model.dtype == torch.float32
+    assert answer.model.config._attn_implementation == "sdpa"  # as it was
 
 
 def test_a_bert_answers_the_same_as_what_it_becomes(tokenizers):
