@@ -17,7 +17,6 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -190,41 +189,6 @@ def save_model_folder(
     """
     with clear_save_errors(f"the model in {folder}"):
         _save_model_folder(model, tokenizer, Path(folder), state_dict, tokenizers or {})
-
-
-def push_model_folder(
-    folder: str | Path,
-    *,
-    name: str | None = None,
-    private: bool | None = None,
-    revision: str | None = None,
-    token: str | None = None,
-    message: str = "Upload a model",
-) -> str:
-    """
-    Upload a finished folder, code files included, in one commit. Trainer's checkpoints and logs stay here.
-
-    Args:
-        folder: the folder.
-        name: on the Hub, such as `me/model`; that of the folder if not given.
-        private: make a new repository a private one.
-        revision: branch to upload to.
-        token: of the Hub; the one that is logged in if not given.
-        message: of the commit.
-
-    Returns:
-        The address of the repository.
-    """
-    api = HfApi(token=token)
-    repo_id = api.create_repo(name or Path(folder).resolve().name, private=private, exist_ok=True).repo_id
-    api.upload_folder(
-        repo_id=repo_id,
-        folder_path=folder,
-        ignore_patterns=[f"{PREFIX_CHECKPOINT_DIR}-*", f"{PREFIX_CHECKPOINT_DIR}-*/**", f"{TRAINER_LOGS}/**", ".*"],
-        revision=revision,
-        commit_message=message,
-    )
-    return f"{api.endpoint}/{repo_id}"
 
 
 def _save_model_folder(

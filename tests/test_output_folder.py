@@ -1,6 +1,5 @@
 """The folder of a run: claimed, continued after an interruption, and filled with a model that is whole or none."""
 
-import fnmatch
 import itertools
 import logging
 import os
@@ -23,7 +22,6 @@ from chinchilla_hf.output_folder import (
     claim_output_folder,
     last_whole_checkpoint,
     list_checkpoints,
-    push_model_folder,
     save_model_folder,
 )
 from chinchilla_hf.run_record import RunRecord
@@ -506,38 +504,3 @@ def test_a_process_killed_while_saving_leaves_a_whole_model_or_none(references, 
                 loadable(folder, copies)
         finally:
             os.killpg(saver.pid, signal.SIGKILL)  # its child, too, if it is still saving
-
-
-# ---- Uploading ----
-
-
-def test_a_folder_is_uploaded_without_what_the_training_left(tmp_path, monkeypatch):
-    calls = {}
-
-    class Hub:
-        endpoint = "https://hub"
-
-        def __init__(self, token):
-            calls["token"] = token
-
-        def create_repo(self, name, **options):
-            calls["create_repo"] = name, options
-            return type("Repository", (), {"repo_id": f"me/{name}"})
-
-        def upload_folder(self, **options):
-            calls["upload_folder"] = options
-
-    monkeypatch.setattr(output_folder, "HfApi", Hub)
-    folder = tmp_path / "answers"
-    assert push_model_folder(folder, private=True, token="secret") == "https://hub/me/answers"
-    assert calls["token"] == "secret" and calls["create_repo"] == ("answers", {"private": True, "exist_ok": True})
-    options = calls["upload_folder"]
-    assert (options["repo_id"], options["folder_path"]) == ("me/answers", folder)
-    for name, uploaded in {
-        "model.safetensors": True,
-        "pipeline_chinchilla_answering.py": True,
-        "checkpoint-5/model.safetensors": False,
-        "runs/events": False,
-        ".saving-x/config.json": False,
-    }.items():
-        assert any(fnmatch.fnmatch(name, pattern) for pattern in options["ignore_patterns"]) is not uploaded

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import transformers
-from huggingface_hub import HfApi
 from transformers import (
     AutoTokenizer,
     EarlyStoppingCallback,
@@ -36,12 +35,12 @@ from chinchilla_hf import ChinchillaForQuestionAnswering
 from chinchilla_hf.answer_metrics import score_windows
 from chinchilla_hf.conversion import load_or_convert
 from chinchilla_hf.data.questions import QuestionData, QuestionWindows, WindowCollator, load_questions
+from chinchilla_hf.hub import check_access, push_folder
 from chinchilla_hf.model_card import write_answering_card
 from chinchilla_hf.output_folder import (
     RUN_RECORD,
     claim_output_folder,
     list_checkpoints,
-    push_model_folder,
     save_model_folder,
 )
 from chinchilla_hf.pipeline_chinchilla_answering import MAX_LENGTH, STRIDE, WindowCutter
@@ -251,7 +250,7 @@ def main() -> None:
                 write=main_process,
             )
         if options.push_to_hub:
-            HfApi(token=options.hub_token).whoami()  # a bad token shows now, not after the training
+            check_access(options)
     train = windows["train"]
     if main_process:
         print(
@@ -350,15 +349,7 @@ def main() -> None:
         f"\n{report(record.scores)}\n\nthe model is in {folder}: pipeline('chinchilla-question-answering', '{folder}')"
     )
     if push_to_hub:
-        address = push_model_folder(
-            folder,
-            name=options.hub_model_id,
-            private=options.hub_private_repo,
-            revision=options.hub_revision,
-            token=options.hub_token,
-            message="Upload a model that answers questions",
-        )
-        print(f"pushed to {address}")
+        print(f"pushed to {push_folder(folder, options, 'Upload a model that answers questions')}")
 
 
 if __name__ == "__main__":
