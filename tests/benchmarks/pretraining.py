@@ -13,7 +13,6 @@ pipeline takes, and the peak memory of a step, by steps without a contestant bes
 """
 
 import logging
-import multiprocessing
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import BertConfig, BertForMaskedLM, HfArgumentParser, ModernBertConfig, ModernBertForMaskedLM
+from turns import Worker, device_name, print_rates
 
 from chinchilla_hf import ChinchillaConfig, ChinchillaForMaskedLM
 from chinchilla_hf.data.corpora import Corpus
@@ -223,54 +223,33 @@ def main() -> None:
 def serve(connection: Connection, name: str, options: Options, store: TokenStore, tokenizer: Any) -> None:
     """Be the process of a contestant: at every number received, train so many steps, and send what came of it."""
     contestant = make(name, options, store, tokenizer)
-    while steps := connection.recv():
+    while True:
+        steps = connection.recv()
         contestant.data_seconds = 0.0
         start = time.perf_counter()
         useful = sum(contestant.step() for _ in range(steps))
         connection.send((useful, time.perf_counter() - start, contestant.data_seconds))
 
 
-class Worker:
-    """A contestant in a process of its own: its memory is its own, too."""
-
-    def __init__(self, *arguments: Any):
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, *arguments), daemon=True)
-        self.process.start()
-        theirs.close()  # or the end of a process that fails would not be seen here
-
-    def train(self, steps: int) -> tuple[int, float, float]:
-        """Useful tokens, seconds, and seconds of these in the data pipeline."""
-        self.connection.send(steps)
-        return self.connection.recv()
-
-    def end(self) -> None:
-        self.connection.send(0)
-        self.process.join()
-
-
 def compare(options: Options, store: TokenStore, tokenizer: Any) -> None:
     contestants = {}
     for name in (OURS, *PEERS):
-        contestants[name] = Worker(name, options, store, tokenizer)
-        contestants[name].train(2)
+        contestants[name] = Worker(serve, name, options, store, tokenizer)
+        contestants[name].turn(2)
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     peaks, data_shares = [], []
     for _ in range(options.rounds):
         peaks.append(matmul_flops_per_second(options.device, torch.bfloat16, seconds=0.5))
         for name, contestant in contestants.items():
-            useful, seconds, data_seconds = contestant.train(options.steps)
+            useful, seconds, data_seconds = contestant.turn(options.steps)
             rates[name].append(useful / seconds)
             if name == OURS:
                 data_shares.append(data_seconds / seconds)
     for contestant in contestants.values():
         contestant.end()
-    threads = f", {torch.get_num_threads()} threads" if options.device == "cpu" else f", {torch.cuda.get_device_name()}"
-    print(f"{options.tokens_per_step} tokens a step, documents of at most {options.length}{threads}")
-    for name in contestants:
-        ratio = median(ours / theirs for ours, theirs in zip(rates[OURS], rates[name], strict=True))
-        print(f"{name:<36} {median(rates[name]):10,.0f} useful tokens/s   ours is {ratio:.2f} times as fast")
+    on = device_name(options.device)
+    print(f"{options.tokens_per_step} tokens a step, documents of at most {options.length}, {on}")
+    print_rates(rates, OURS)
     rows = options.tokens_per_step // options.length
     flops = pretraining_step(our_config(options, tokenizer), rows, options.length, options.masking_rate)
     steps_per_second = median(rates[OURS]) / options.tokens_per_step
