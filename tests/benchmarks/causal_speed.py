@@ -40,8 +40,8 @@ from turns import ENDLESS, Worker, device_name, print_rates, rates_in_turns, tra
 
 from chinchilla_hf import ChinchillaDecoderConfig, ChinchillaForCausalLM
 from chinchilla_hf.data.corpora import Corpus
-from chinchilla_hf.data.objectives import IGNORED
-from chinchilla_hf.data.packing import PackedRows, Row, SpecialTokens, collate_rows, pack
+from chinchilla_hf.data.objectives import tokens_to_continue
+from chinchilla_hf.data.packing import PackedRows, SpecialTokens, collate_rows, pack
 from chinchilla_hf.data.token_store import TokenStore, tokenizer_of_corpus
 from chinchilla_hf.processes import keep_freed_memory
 from chinchilla_hf.trainer import PretrainingTrainer
@@ -106,19 +106,12 @@ class Documents(Dataset):
         return {"input_ids": [*self.special_tokens.before, *text, *self.special_tokens.after]}
 
 
-def following_tokens(row: Row, rng: np.random.Generator, progress: float) -> dict[str, np.ndarray]:
-    """Objective of a causal model, which shifts the labels itself: nothing predicts the first token of a document."""
-    is_first = np.diff(row.documents, prepend=-1) != 0
-    labels = np.where(is_first | (row.documents < 0), IGNORED, row.input_ids)
-    return {"input_ids": row.input_ids, "position_ids": row.position_ids, "labels": labels}
-
-
 def useful_tokens(pad_token_id: int, inputs: dict[str, torch.Tensor]) -> int:
     return int(inputs["input_ids"].ne(pad_token_id).sum())
 
 
 def our_trainer(options: Options, documents: Documents, tokenizer: PreTrainedTokenizerFast, folder: str) -> Trainer:
-    """As training/pretrain.py makes it, but for a causal model, which it does not train."""
+    """As training/pretrain.py makes it with recipes/decoder.yaml."""
     arguments = PretrainingArguments(
         output_dir=folder,
         max_steps=ENDLESS,
@@ -134,7 +127,7 @@ def our_trainer(options: Options, documents: Documents, tokenizer: PreTrainedTok
     special = documents.special_tokens
     packing = pack(documents.starts, documents.lengths, options.length, len(special), arguments.seed)
     num_items = ENDLESS * arguments.train_batch_size
-    rows = PackedRows(documents.tokens, packing, special, following_tokens, arguments.seed, num_items)
+    rows = PackedRows(documents.tokens, packing, special, tokens_to_continue, arguments.seed, num_items)
     config = ChinchillaDecoderConfig(
         **options.shape, vocab_size=len(tokenizer), hidden_dropout=0.0, pad_token_id=tokenizer.pad_token_id
     )

@@ -15,8 +15,8 @@ would take it time that it takes ours, too. The contestants, each in a process o
 
 `beams`: new tokens a second of beam search, the test texts in batches; `latency`: the time of a greedy translation, one
 text at a time. So that both do the same work, whatever their weights, which are random, each text or batch is given as
-many new tokens as its longest reference has: the end of a text is held back until then, and they stop there. Both have
-one `GenerationConfig`, and the attention that is their default. Ours and Marian take turns with each text or batch.
+many new tokens as its longest reference has: no token ends a text. Both have one `GenerationConfig`, and the attention
+that is their default. Ours and Marian take turns with each text or batch.
 
 Printed are medians, and the median of the ratios within a turn.
 """
@@ -50,7 +50,6 @@ from transformers import (
 )
 from turns import ENDLESS, Worker, device_name, print_rates, rates_in_turns, train_in_turns
 
-from chinchilla_hf import train_tokenizer
 from chinchilla_hf.data.token_batches import IGNORED, PairCollator, TokenBatches, TokenPairs
 from chinchilla_hf.processes import keep_freed_memory
 from chinchilla_hf.recipes import parse_recipe
@@ -137,24 +136,17 @@ class Pairs:
     @classmethod
     def prepare(cls, script: Script) -> "Pairs":
         """As training/translate.py does it."""
-        splits = script.module.load(script.data).splits
-        tokenizer = train_tokenizer(
-            (text for column in ("source", "target") for text in splits["train"][column]),
-            algorithm="bpe",
-            vocab_size=script.model.vocab_size,
-            model_max_length=script.data.max_length,
-            token_types=False,
-            show_progress=False,
-        )
+        splits, length = script.module.load(script.data).splits, script.data.max_length
+        tokenizers = script.module.train_tokenizers(splits["train"], length, script.model, show_progress=False)
         train, test = (
-            script.module.encode(splits[name], tokenizer, script.data.max_length, name == "train")[0]
-            for name in ("train", "test")
+            script.module.encode(splits[name], tokenizers, length, name == "train")[0] for name in ("train", "test")
         )
-        return cls(tokenizer, train, test)
+        return cls(tokenizers.source, train, test)
 
 
 def our_model(script: Script, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    return script.module.build_model(tokenizer, script.data, script.model, script.translating.num_beams)
+    tokenizers = script.module.Tokenizers(tokenizer, tokenizer)
+    return script.module.build_model(tokenizers, script.data, script.model, script.translating.num_beams)
 
 
 def marian(script: Script, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -262,8 +254,7 @@ def batches_of(pairs: TokenPairs, size: int, pad_token_id: int) -> Iterator[tupl
 def seconds_of(model: PreTrainedModel, inputs: dict[str, torch.Tensor], new_tokens: int, num_beams: int) -> float:
     """The time in which a `model` writes exactly so many tokens."""
     start = time.perf_counter()
-    length = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
-    output = model.generate(**inputs, **length, num_beams=num_beams, do_sample=False)
+    output = model.generate(**inputs, max_new_tokens=new_tokens, num_beams=num_beams, do_sample=False)
     if model.device.type != "cpu":
         torch.accelerator.synchronize()
     seconds = time.perf_counter() - start
@@ -281,8 +272,8 @@ def models_to_compare(script: Script, tokenizer: PreTrainedTokenizerBase, dtype:
         model.generation_config = type(models[0].generation_config)(
             decoder_start_token_id=models[0].config.decoder_start_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.sep_token_id,
         )
+        model.config.eos_token_id = None
     return models
 
 
@@ -302,7 +293,9 @@ def compare_generation(
         seconds.append(tuple(seconds_of(model, inputs, new_tokens, num_beams) for model in models))
         rates.append(tuple(len(inputs["input_ids"]) * new_tokens / of_one for of_one in seconds[-1]))
     ratio = median(theirs / ours for ours, theirs in seconds)
-    for name, *values in zip((OURS, "MarianMTModel"), zip(*seconds, strict=True), zip(*rates, strict=True), strict=True):
+    for name, *values in zip(
+        (OURS, "MarianMTModel"), zip(*seconds, strict=True), zip(*rates, strict=True), strict=True
+    ):
         time_of_one, rate = map(median, values)
         print(f"{name}, {str(dtype).removeprefix('torch.')}".ljust(44), end="")
         print(f"{1000 * time_of_one:9.1f} ms {rate:9,.0f} new tokens/s", end="")
