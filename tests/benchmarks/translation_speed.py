@@ -7,8 +7,8 @@ The model, its options and data are those of training/translate.py with `--recip
 heads, feed-forward network, activation, vocabulary and dropout, and is given the same pairs as the same token ids.
 
 `training`: useful tokens a second, those of sources and targets without padding. A step counts as a whole: making the
-batch, gradient, optimizer. Ours is `TranslationTrainer` as the script sets it up. Marian is in `Seq2SeqTrainer` as it is
-by default: random batches of 8 pairs, padded by `DataCollatorForSeq2Seq`, AdamW, float32; then with 64 pairs; then as a
+batch, gradient, optimizer. Ours is `TranslationTrainer` as the script sets it up. Marian is in `Seq2SeqTrainer` as it
+is by default: random batches of 8 pairs, padded by `DataCollatorForSeq2Seq`, AdamW, float32; then with 64 pairs; then as a
 knowing user trains it, in batches that are filled by tokens as ours are, bfloat16 where the machine multiplies it in
 hardware, with SDPA, which is its default, and with eager attention. Without label smoothing, which is its default, and
 would take it time that it takes ours, too. The contestants, each in a process of its own, take turns (`turns.py`).
@@ -121,7 +121,7 @@ class Script:
         given |= {"eval_strategy": "no", "save_strategy": "no", "logging_strategy": "no", "report_to": "none"}
         if options.max_rows is not None:
             given["max_rows"] = options.max_rows
-        words = [options.recipe, "--disable_tqdm", *(f"--{name}={value}" for name, value in given.items())]
+        words = [options.recipe, "--disable_tqdm=true", *(f"--{name}={value}" for name, value in given.items())]
         return cls(module, *parse_recipe(module.OPTIONS, module.DEFAULT_RECIPE, __doc__ or "", words))
 
 
