@@ -8,10 +8,10 @@ heads, feed-forward network, activation, vocabulary and dropout, and is given th
 
 `training`: useful tokens a second, those of sources and targets without padding. A step counts as a whole: making the
 batch, gradient, optimizer. Ours is `TranslationTrainer` as the script sets it up. Marian is in `Seq2SeqTrainer` as it
-is by default: random batches of 8 pairs, padded by `DataCollatorForSeq2Seq`, AdamW, float32; then with 64 pairs; then as a
-knowing user trains it, in batches that are filled by tokens as ours are, bfloat16 where the machine multiplies it in
-hardware, with SDPA, which is its default, and with eager attention. Without label smoothing, which is its default, and
-would take it time that it takes ours, too. The contestants, each in a process of its own, take turns (`turns.py`).
+is by default: random batches of 8 pairs, padded by `DataCollatorForSeq2Seq`, AdamW, float32; then with 64 pairs; then
+as a knowing user trains it, in batches that are filled by tokens as ours are, bfloat16 where the machine multiplies it
+in hardware, with SDPA, which is its default, and with eager attention. Without label smoothing, which is its default,
+and would take it time that it takes ours, too. The contestants, each in a process of its own, take turns (`turns.py`).
 
 `beams`: new tokens a second of beam search, the test texts in batches; `latency`: the time of a greedy translation, one
 text at a time. So that both do the same work, whatever their weights, which are random, each text or batch is given as
