@@ -84,66 +84,35 @@ def write_model_card(
     _check_finished(record)
     path = Path(path)
     fields = record.to_dict()
-    model_name = model_name or path.resolve().parent.name
-    base_model = fields["model"].get("base_model")
-    data_name = str(fields["data"].get("name", "unnamed data"))
-    hub_data = _hub_name(data_name)
+    scores, data, base_model = fields["scores"], fields["data"], fields["model"].get("base_model")
     test_scores = {
-        name: value
-        for name, value in fields["scores"].get("test", {}).items()
-        if name in METRIC_NAMES and value is not None
+        name: value for name, value in scores.get("test", {}).items() if name in METRIC_NAMES and value is not None
     }
-    card_data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="text-classification",
-        tags=["chinchilla", "chinchilla-hf"],
-        base_model=_hub_name(base_model),
-        datasets=hub_data,
+    label_names = data.get("label_names") or []
+    problem_type = fields["model"].get("config", {}).get("problem_type")
+    _write_card(
+        fields,
+        path,
+        TEMPLATE,
+        task="text-classification",
+        metrics=[(*METRIC_NAMES[name], value) for name, value in test_scores.items()],
+        model_name=model_name,
         license=license,
         language=language,
-        metrics=sorted({METRIC_NAMES[name][1] for name in test_scores}) or None,
-        model_name=model_name,
-        eval_results=[
-            EvalResult(
-                task_type="text-classification",
-                # The Hub wants an id; for data that is not there, any word will do.
-                dataset_type=hub_data or "unknown",
-                dataset_name=data_name,
-                dataset_split="test",
-                metric_type=METRIC_NAMES[name][1],
-                metric_name=METRIC_NAMES[name][0],
-                metric_value=value,
-            )
-            for name, value in test_scores.items()
-        ]
-        or None,
-    )
-    label_names = fields["data"].get("label_names") or []
-    problem_type = fields["model"].get("config", {}).get("problem_type")
-    card = ModelCard.from_template(
-        card_data,
-        template_path=str(TEMPLATE),
-        model_name=model_name,
-        summary=_summary(problem_type, len(label_names), base_model, data_name),
-        text_pairs=bool(fields["data"].get("text_pairs")),
+        summary=_summary(problem_type, len(label_names), base_model, _data_name(fields)),
+        text_pairs=bool(data.get("text_pairs")),
         # Regression has no probability, and multi-label more than one answer.
         pipeline_options={
             "regression": ', function_to_apply="none"',
             "multi_label_classification": ", top_k=None",
         }.get(problem_type, ""),
-        score_rows=_score_rows(fields["scores"]),
-        intervals=fields["scores"].get("test_interval"),
-        baseline=fields["scores"].get("baseline"),
-        verdict=_verdict(fields["scores"]),
+        score_rows=_score_rows(scores),
+        intervals=scores.get("test_interval"),
+        baseline=scores.get("baseline"),
+        verdict=_verdict(scores),
         image=image if (path.parent / image).is_file() else None,
         labels=[_code(name) for name in label_names],
-        data_name=_code(data_name),
-        rows=fields["data"].get("rows", {}),
-        fingerprint=fields["data"].get("fingerprint"),
-        command=fields["command"],
-        facts=_facts(fields),
     )
-    write_atomically(path, f"{str(card).rstrip()}\n".encode())
 
 
 def write_translation_card(
@@ -173,40 +142,19 @@ def write_translation_card(
     _check_finished(record)
     path = Path(path)
     fields = record.to_dict()
-    model_name = model_name or path.resolve().parent.name
-    data_name = str(fields["data"]["name"])
-    hub_data = _hub_name(data_name)
     source, target = fields["data"]["languages"]
     test = fields["scores"]["test"]
-    card_data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="translation",
-        tags=["chinchilla", "chinchilla-hf"],
-        datasets=hub_data,
+    _write_card(
+        fields,
+        path,
+        TRANSLATION_TEMPLATE,
+        task="translation",
+        metrics=[("BLEU", "bleu", test["bleu"]), ("chrF", "chrf", test["chrf"])],
+        model_name=model_name,
         license=license,
         language=[source, target],
-        metrics=["bleu", "chrf"],
-        model_name=model_name,
-        eval_results=[
-            EvalResult(
-                task_type="translation",
-                dataset_type=hub_data or "unknown",
-                dataset_name=data_name,
-                dataset_split="test",
-                metric_type=name,
-                metric_name={"bleu": "BLEU", "chrf": "chrF"}[name],
-                metric_value=test[name],
-            )
-            for name in ("bleu", "chrf")
-        ],
-    )
-    card = ModelCard.from_template(
-        card_data,
-        template_path=str(TRANSLATION_TEMPLATE),
-        model_name=model_name,
         source_language=source,
         target_language=target,
-        data_name=_code(data_name),
         num_beams=fields["arguments"]["num_beams"],
         score_rows=[
             (name, f"{values['bleu']:.2f}", f"{values['chrf']:.2f}") for name, values in fields["scores"].items()
@@ -215,12 +163,7 @@ def write_translation_card(
         chrf_signature=test["chrf_signature"],
         image=image if (path.parent / image).is_file() else None,
         samples=[tuple(map(_code, sample)) for sample in samples],
-        rows=fields["data"].get("rows", {}),
-        fingerprint=fields["data"].get("fingerprint"),
-        command=fields["command"],
-        facts=_facts(fields),
     )
-    write_atomically(path, f"{str(card).rstrip()}\n".encode())
 
 
 def write_answering_card(
@@ -248,55 +191,96 @@ def write_answering_card(
         OSError: the card cannot be written; an older one is whole.
     """
     _check_finished(record)
-    path = Path(path)
     fields = record.to_dict()
-    model_name = model_name or path.resolve().parent.name
-    base_model = fields["model"].get("base_model")
-    data_name = str(fields["data"]["name"])
-    hub_data = _hub_name(data_name)
     scores = fields["scores"]
-    shown = [name for name in ANSWERING_METRIC_NAMES if name in scores["test"]]
+    shown = {name: title for name, title in ANSWERING_METRIC_NAMES.items() if name in scores["test"]}
+    _write_card(
+        fields,
+        Path(path),
+        ANSWERING_TEMPLATE,
+        task="question-answering",
+        metrics=[(*title, scores["test"][name]) for name, title in shown.items()],
+        model_name=model_name,
+        license=license,
+        language=language,
+        settings=fields["training"].get("question_answering", {}),
+        score_rows=[
+            (title, *(f"{scores[split][name]:.2f}" for split in ("validation", "test")))
+            for name, (title, _) in shown.items()
+        ],
+        samples=[tuple(_code(text) if text else "(no answer)" for text in sample) for sample in samples],
+    )
+
+
+def _write_card(
+    fields: dict[str, Any],
+    path: Path,
+    template: Path,
+    *,
+    task: str,
+    metrics: Sequence[tuple[str, str, float]],
+    model_name: str | None,
+    license: str | None,
+    language: str | list[str] | None,
+    **of_template: Any,
+) -> None:
+    """
+    Fill in what all cards have, and what `template` has of its own.
+
+    Args:
+        fields: of the run record.
+        path: the card.
+        template: of the task.
+        task: as the Hub names it.
+        metrics: title, name of the family in the Hub's list, and test score of each.
+        model_name, license, language: as for [`write_model_card`].
+        of_template: what only this template asks for.
+    """
+    model_name = model_name or path.resolve().parent.name
+    base_model, data_name = fields["model"].get("base_model"), _data_name(fields)
+    hub_data = _hub_name(data_name)
     card_data = ModelCardData(
         library_name="transformers",
-        pipeline_tag="question-answering",
+        pipeline_tag=task,
         tags=["chinchilla", "chinchilla-hf"],
         base_model=_hub_name(base_model),
         datasets=hub_data,
         license=license,
         language=language,
-        metrics=["exact_match", "f1"],
+        metrics=sorted({family for _, family, _ in metrics}) or None,
         model_name=model_name,
         eval_results=[
             EvalResult(
-                task_type="question-answering",
+                task_type=task,
+                # The Hub wants an id; for data that is not there, any word will do.
                 dataset_type=hub_data or "unknown",
                 dataset_name=data_name,
                 dataset_split="test",
-                metric_type=ANSWERING_METRIC_NAMES[name][1],
-                metric_name=ANSWERING_METRIC_NAMES[name][0],
-                metric_value=scores["test"][name],
+                metric_type=family,
+                metric_name=title,
+                metric_value=score,
             )
-            for name in shown
-        ],
+            for title, family, score in metrics
+        ]
+        or None,
     )
     card = ModelCard.from_template(
         card_data,
-        template_path=str(ANSWERING_TEMPLATE),
+        template_path=str(template),
         model_name=model_name,
-        base_model=_code(base_model),
+        base_model=base_model and _code(base_model),
         data_name=_code(data_name),
-        settings=fields["training"].get("question_answering", {}),
-        score_rows=[
-            (ANSWERING_METRIC_NAMES[name][0], *(f"{scores[split][name]:.2f}" for split in ("validation", "test")))
-            for name in shown
-        ],
-        samples=[tuple(_code(text) if text else "(no answer)" for text in sample) for sample in samples],
         rows=fields["data"].get("rows", {}),
         fingerprint=fields["data"].get("fingerprint"),
         command=fields["command"],
         facts=_facts(fields),
+        **of_template,
     )
     write_atomically(path, f"{str(card).rstrip()}\n".encode())
+
+
+def _data_name(fields: dict[str, Any]) -> str:
+    return str(fields["data"].get("name", "unnamed data"))
 
 
 def _check_finished(record: RunRecord) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.machinery
 import importlib.util
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from chinchilla_hf import ChinchillaForSequenceClassification, training_arguments
+from chinchilla_hf.callbacks import processor_seconds
 from chinchilla_hf.training_arguments import (
     FineTuningArguments,
+    PretrainingArguments,
     bf16_is_fast,
     choose_attention,
     result_neutral_options,
@@ -200,3 +203,10 @@ def test_the_neutral_options_are_options():
     assert names >= training_arguments.RESULT_NEUTRAL_OPTIONS
     for prefix in training_arguments.RESULT_NEUTRAL_PREFIXES:
         assert any(name.startswith(prefix) for name in names), prefix
+
+
+def test_minutes_are_of_the_wall_or_of_the_cpu(tmp_path):
+    assert PretrainingArguments(str(tmp_path)).clock() is None
+    for budget, seconds in (("wall", time.monotonic), ("cpu", processor_seconds)):
+        clock = PretrainingArguments(str(tmp_path), max_minutes=2, time_budget=budget, use_cpu=True).clock()
+        assert clock.max_minutes == 2 and clock._now is seconds

@@ -10,7 +10,6 @@ splits that are missing, and checks what would otherwise go wrong late or silent
 without a training row, labels that training never saw, texts on both sides of a split.
 """
 
-import codecs
 import hashlib
 import json
 import logging
@@ -25,7 +24,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Sequence as ListOf
 
 from .columns import Columns, as_number, choose_columns, described, is_text, type_name
-from .tables import SPLIT_NAMES, TableReader, choose_splits, one_table
+from .tables import SPLIT_NAMES, TableReader, check_reading_options, choose_splits, one_table
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +173,10 @@ def load_labelled(
         FileNotFoundError: no such file, folder or Hub data set.
         ValueError: the data cannot be read, are ambiguous, or cannot be trained on. The message says what to do.
     """
-    _check_options(problem_type, validation_share, test_share, max_rows, encoding, encoding_errors)
+    known = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
+    if problem_type is not None and problem_type not in known:
+        raise ValueError(f"problem_type is {problem_type!r}, but must be one of {', '.join(known)}: choose one")
+    check_reading_options(validation_share, test_share, max_rows, encoding, encoding_errors)
     reader = TableReader(encoding, encoding_errors, delimiter, quoting)
     wanted = {"train": train_split, "validation": validation_split, "test": test_split}
     files = {name: file for name, file in (("validation", validation_file), ("test", test_file)) if file is not None}
@@ -214,31 +216,6 @@ def load_labelled(
     )
     logger.info("%s", data.summary())
     return data
-
-
-def _check_options(
-    problem_type: str | None,
-    validation_share: float,
-    test_share: float,
-    max_rows: int | None,
-    encoding: str,
-    encoding_errors: str,
-) -> None:
-    known = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
-    if problem_type is not None and problem_type not in known:
-        raise ValueError(f"problem_type is {problem_type!r}, but must be one of {', '.join(known)}: choose one")
-    for name, share in (("validation_share", validation_share), ("test_share", test_share)):
-        if not 0 < share < 1:
-            raise ValueError(f"{name} is {share}, but must be between 0 and 1: 0.1 holds out a tenth of the rows")
-    if validation_share + test_share >= 1:
-        raise ValueError(f"validation_share {validation_share} and test_share {test_share} leave no rows: lower them")
-    if max_rows is not None and max_rows < 1:
-        raise ValueError(f"max_rows is {max_rows}, but must be 1 or more: leave it out to keep all rows")
-    try:
-        codecs.lookup(encoding)
-        codecs.lookup_error(encoding_errors)
-    except LookupError as error:
-        raise ValueError(f"{error}: pass an encoding that Python knows (utf-8), and strict or replace") from None
 
 
 # ---- Labels ----

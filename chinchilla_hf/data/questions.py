@@ -3,7 +3,6 @@ Questions about texts, with answers that are parts of them: SQuAD's files, table
 finds them, and the windows that a model is trained on and scored with.
 """
 
-import codecs
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from datasets import Dataset, DatasetDict, Features, Value
 
 from ..pipeline_chinchilla_answering import EncodedText, RankedSpans, Window, WindowCutter, pad_rows, rank_spans
 from .columns import described
-from .tables import TableReader, choose_splits, one_table
+from .tables import TableReader, check_reading_options, choose_splits, one_table
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +108,9 @@ def load_questions(
         ValueError: columns that are not there, a bad row, an id that occurs twice, or nothing to train on. The message
             names the row and says what to do.
     """
-    _check_options(on_bad_row, validation_share, test_share, max_rows, encoding, encoding_errors)
+    if on_bad_row not in ON_BAD_ROW:
+        raise ValueError(f"on_bad_row is {on_bad_row!r}, but must be one of {', '.join(ON_BAD_ROW)}: choose one")
+    check_reading_options(validation_share, test_share, max_rows, encoding, encoding_errors, unit="contexts")
     reader = TableReader(encoding, encoding_errors, None, True)
     wanted = {"train": train_split, "validation": validation_split, "test": test_split}
     files = {name: file for name, file in (("validation", validation_file), ("test", test_file)) if file is not None}
@@ -140,30 +141,6 @@ def load_questions(
     )
     has_unanswerable = any(not row["answers"]["text"] for row in rows["train"])
     return QuestionData(splits, num_bad, has_unanswerable, _fingerprint(rows))
-
-
-def _check_options(
-    on_bad_row: str,
-    validation_share: float,
-    test_share: float,
-    max_rows: int | None,
-    encoding: str,
-    encoding_errors: str,
-) -> None:
-    if on_bad_row not in ON_BAD_ROW:
-        raise ValueError(f"on_bad_row is {on_bad_row!r}, but must be one of {', '.join(ON_BAD_ROW)}: choose one")
-    for name, share in (("validation_share", validation_share), ("test_share", test_share)):
-        if not 0 < share < 1:
-            raise ValueError(f"{name} is {share}, but must be between 0 and 1: 0.1 holds out a tenth of the contexts")
-    if validation_share + test_share >= 1:
-        raise ValueError(f"validation_share {validation_share} and test_share {test_share} leave no rows: lower them")
-    if max_rows is not None and max_rows < 1:
-        raise ValueError(f"max_rows is {max_rows}, but must be 1 or more: leave it out to keep all rows")
-    try:
-        codecs.lookup(encoding)
-        codecs.lookup_error(encoding_errors)
-    except LookupError as error:
-        raise ValueError(f"{error}: pass an encoding that Python knows (utf-8), and strict or replace") from None
 
 
 def _rows(table: Dataset, split: str) -> list[dict[str, Any]]:

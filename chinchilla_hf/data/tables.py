@@ -42,6 +42,40 @@ COMPRESSION_SUFFIXES = (".gz", ".bz2", ".xz")
 UNLABELLED_FOLDERS = ("unsup", "unsupervised", "unlabelled", "unlabeled")
 
 
+def check_reading_options(
+    validation_share: float,
+    test_share: float,
+    max_rows: int | None,
+    encoding: str,
+    encoding_errors: str,
+    unit: str = "rows",
+) -> None:
+    """
+    Refuse options that all loaders have, before anything is read.
+
+    Args:
+        validation_share, test_share: of splits that have to be made.
+        max_rows: of a split.
+        encoding, encoding_errors: as for `open`.
+        unit: what splits are drawn from, for the message.
+
+    Raises:
+        ValueError: one of them cannot be meant.
+    """
+    for name, share in (("validation_share", validation_share), ("test_share", test_share)):
+        if not 0 < share < 1:
+            raise ValueError(f"{name} is {share}, but must be between 0 and 1: 0.1 holds out a tenth of the {unit}")
+    if validation_share + test_share >= 1:
+        raise ValueError(f"validation_share {validation_share} and test_share {test_share} leave no rows: lower them")
+    if max_rows is not None and max_rows < 1:
+        raise ValueError(f"max_rows is {max_rows}, but must be 1 or more: leave it out to keep all rows")
+    try:
+        codecs.lookup(encoding)
+        codecs.lookup_error(encoding_errors)
+    except LookupError as error:
+        raise ValueError(f"{error}: pass an encoding that Python knows (utf-8), and strict or replace") from None
+
+
 @dataclass(frozen=True)
 class TableReader:
     """
