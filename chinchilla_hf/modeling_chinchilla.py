@@ -173,6 +173,7 @@ class ChinchillaModel(ChinchillaPreTrainedModel):
             )
 
         mask_functions = []
+        in_order = position_ids is None
         if position_ids is None:
             position_ids = torch.arange(length, device=inputs.device).unsqueeze(0)
         else:
@@ -195,7 +196,11 @@ class ChinchillaModel(ChinchillaPreTrainedModel):
             attention_mask=attention_mask,
             and_mask_function=and_masks(*mask_functions) if mask_functions else None,
         )
-        position_embeddings = self.rotary_emb(in_attention, position_ids) if self.rotary_emb is not None else None
+        position_embeddings = None
+        if self.rotary_emb is not None and in_order:
+            position_embeddings = self.rotary_emb.in_order(in_attention, 0, length)
+        elif self.rotary_emb is not None:
+            position_embeddings = self.rotary_emb(in_attention, position_ids)
         for layer in self.layers:
             hidden_states = layer(hidden_states, mask, position_embeddings, **kwargs)
         if self.norm is not None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache, EncoderDecoderCache
+from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -108,7 +108,7 @@ class ChinchillaEmbeddings(nn.Module):
             hidden_states = hidden_states + self.embed_positions(position_ids)
         if self.norm is not None:
             hidden_states = self.norm(hidden_states)
-        return self.dropout(hidden_states)
+        return self.dropout(hidden_states) if self.training else hidden_states
 
 
 class ChinchillaRotaryEmbedding(nn.Module):
@@ -127,6 +127,7 @@ class ChinchillaRotaryEmbedding(nn.Module):
         # Not in the checkpoint: `PreTrainedModel._init_weights` makes both anew after loading.
         self.inv_freq = nn.Buffer(inv_freq, persistent=False)
         self.original_inv_freq = nn.Buffer(inv_freq.clone(), persistent=False)
+        self._tables: dict[tuple[torch.device, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = {}
 
     @staticmethod
     def compute_default_rope_parameters(config: ChinchillaBlockConfig, **kwargs) -> tuple[torch.Tensor, float]:
@@ -143,6 +144,21 @@ class ChinchillaRotaryEmbedding(nn.Module):
         if self.attention_scaling != 1:
             cos, sin = cos * self.attention_scaling, sin * self.attention_scaling
         return cos.to(dtype=x.dtype), sin.to(dtype=x.dtype)  # each (batch or 1, length, 1, head_dim)
+
+    def in_order(self, x: torch.Tensor, first: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        As `forward`, of `length` tokens from position `first` on. Without gradient they come from a table that is made
+        once: what `forward` does is a tenth of the time in which a small model decodes a token.
+        """
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or self.rope_type != "default":
+            return self(x, torch.arange(first, first + length, device=x.device).unsqueeze(0))
+        table = self._tables.get((x.device, x.dtype))
+        if table is None:
+            with torch.inference_mode(False):
+                positions = torch.arange(self.config.max_position_embeddings, device=x.device)
+                table = self._tables[x.device, x.dtype] = self(x, positions.unsqueeze(0))
+        cos, sin = table
+        return cos[:, first : first + length], sin[:, first : first + length]
 
 
 def apply_rotary_pos_emb(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -175,7 +191,9 @@ def eager_attention_forward(
         key = key.repeat_interleave(module.num_key_value_groups, dim=1)
         value = value.repeat_interleave(module.num_key_value_groups, dim=1)
     attn_weights = torch.matmul(query * scaling, key.transpose(2, 3))
-    if attention_mask is not None:
+    if attention_mask is not None and attention_mask.dtype == torch.bool:  # as SDPA has it
+        attn_weights = attn_weights.masked_fill(~attention_mask, torch.finfo(attn_weights.dtype).min)
+    elif attention_mask is not None:
         attn_weights = attn_weights + attention_mask
     # On a CPU the softmax of half precision is one of float32 inside, without copies before and after it.
     softmax_dtype = None if query.device.type == "cpu" else torch.float32
@@ -183,6 +201,28 @@ def eager_attention_forward(
     attn_weights = apply_dropout(attn_weights, dropout, module.training)
     attn_output = torch.matmul(attn_weights, value).transpose(1, 2).contiguous()
     return attn_output, attn_weights
+
+
+def few_queries_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, None]:
+    """
+    What SDPA computes, where a text is written on a CPU: for one query, or for a few that see the same keys, without
+    dropout and gradient. The kernel of PyTorch 2.13 is made for blocks of queries: two products take a third to a half
+    of its time, and a sixth of it in bfloat16 behind 100 tokens, unless there is little to do, or there is one query in
+    float32.
+    """
+    scores = query.shape[0] * query.shape[1] * key.shape[2]  # of one query
+    if scores < 1024 or (query.shape[2] == 1 and query.dtype == torch.float32):
+        output = nn.functional.scaled_dot_product_attention(query, key, value, attention_mask, scale=scaling)
+        return output.transpose(1, 2), None
+    return eager_attention_forward(module, query, key, value, attention_mask, scaling)[0], None
 
 
 class ChinchillaAttention(nn.Module):
@@ -219,32 +259,91 @@ class ChinchillaAttention(nn.Module):
         # -1: tensor parallelism and pruning change the head count
         return projection(hidden_states).view(*hidden_states.shape[:-1], -1, self.head_dim)
 
-    def keys_and_values(
+    @property
+    def projections(self) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+        return self.q_proj, self.k_proj, self.v_proj
+
+    def queries_keys_and_values(
         self,
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,
         cache: Cache | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Those of `hidden_states`, behind those in the `cache`, each `(batch, heads, length, head_dim)`."""
-        key, value = self.project(hidden_states, self.k_proj), self.project(hidden_states, self.v_proj)
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Those of `hidden_states`, each `(batch, length, heads, head_dim)`."""
+        joined = self._joined_projections(hidden_states, cache)
+        if joined is None:
+            query, key, value = (self.project(hidden_states, projection) for projection in self.projections)
+            if position_embeddings is not None:
+                query = apply_rotary_pos_emb(query, *position_embeddings)
+                key = apply_rotary_pos_emb(key, *position_embeddings)
+            return query, key, value
+        states = nn.functional.linear(hidden_states, *joined).view(*hidden_states.shape[:-1], -1, self.head_dim)
+        queries, keys, values = (projection.out_features // self.head_dim for projection in self.projections)
+        turned, value = states.split((queries + keys, values), dim=2)
         if position_embeddings is not None:
-            key = apply_rotary_pos_emb(key, *position_embeddings)
-        key, value = key.transpose(1, 2), value.transpose(1, 2)
-        return (key, value) if cache is None else cache.update(key, value, self.layer_idx)
+            turned = apply_rotary_pos_emb(turned, *position_embeddings)
+        return *turned.split((queries, keys), dim=2), value
+
+    def _joined_projections(
+        self, hidden_states: torch.Tensor, cache: Cache | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """
+        Weight and bias of all three projections, where a small model writes a text on a CPU: there the call of a layer
+        costs more than its product. Made anew behind every prompt, and kept with the keys and values of the text.
+        """
+        if cache is None or self.layer_idx >= len(cache.layers) or hidden_states.device.type != "cpu":
+            return None
+        kept = cache.layers[self.layer_idx]
+        if type(kept) is not DynamicLayer or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        if hidden_states.shape[1] > 1 or kept.get_seq_length() == 0:
+            vars(kept).pop("joined_projections", None)
+            return None
+        if not hasattr(kept, "joined_projections"):
+            kept.joined_projections = self._join_projections() if self._projections_are_plain(hidden_states) else None
+        return kept.joined_projections
+
+    def _projections_are_plain(self, hidden_states: torch.Tensor) -> bool:
+        """Whether they are small and as this class made them: not quantized, adapted, or with hooks around them."""
+        return all(
+            type(projection) is nn.Linear
+            and projection.weight.dtype == hidden_states.dtype
+            and projection.weight.numel() <= 2**18
+            and not (projection._forward_pre_hooks or projection._forward_hooks or "forward" in vars(projection))
+            for projection in self.projections
+        )
+
+    def _join_projections(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        bias = None if self.q_proj.bias is None else torch.cat([projection.bias for projection in self.projections])
+        return torch.cat([projection.weight for projection in self.projections]), bias
 
     def keys_and_values_of_encoder(
         self, encoder_hidden_states: torch.Tensor, past_key_values: EncoderDecoderCache | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Those of the encoder's states, made for the first token and kept in the cache for the others."""
+        """Those of the encoder, `(batch, heads, length, head_dim)`, kept in the cache from the first token on."""
         if past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
             layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
             return layer.keys, layer.values
-        cache = None
-        if past_key_values is not None:
-            cache = past_key_values.cross_attention_cache
-            past_key_values.is_updated[self.layer_idx] = True
         encoder_hidden_states = encoder_hidden_states.to(matmul_dtype(encoder_hidden_states))
-        return self.keys_and_values(encoder_hidden_states, None, cache)
+        key, value = (self.project(encoder_hidden_states, p).transpose(1, 2) for p in (self.k_proj, self.v_proj))
+        if past_key_values is None:
+            return key, value
+        past_key_values.is_updated[self.layer_idx] = True
+        return past_key_values.cross_attention_cache.update(key, value, self.layer_idx)
+
+    def attention_function(self, query: torch.Tensor, to_encoder: bool) -> Callable:
+        """That of the backend that the config names. `query`: `(batch, length, heads, head_dim)`."""
+        implementation = self.config._attn_implementation
+        if (
+            implementation == "sdpa"
+            and query.device.type == "cpu"
+            and (query.shape[1] == 1 or (to_encoder and query.shape[1] <= 16))
+            and self.num_key_value_groups == 1
+            and not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+        ):
+            return few_queries_attention_forward
+        return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
 
     def forward(
         self,
@@ -257,20 +356,18 @@ class ChinchillaAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         input_shape = hidden_states.shape[:-1]
         hidden_states = hidden_states.to(matmul_dtype(hidden_states))  # once, and not in each of three products
-        query = self.project(hidden_states, self.q_proj)
-        if position_embeddings is not None:
-            query = apply_rotary_pos_emb(query, *position_embeddings)
         if encoder_hidden_states is not None:
+            query = self.project(hidden_states, self.q_proj)
             key, value = self.keys_and_values_of_encoder(encoder_hidden_states, past_key_values)
             # Several rows to one of the encoder's, as in a beam search, are more queries to the same keys and values.
             query = query.reshape(key.shape[0], -1, *query.shape[2:])
         else:
-            key, value = self.keys_and_values(hidden_states, position_embeddings, past_key_values)
+            query, key, value = self.queries_keys_and_values(hidden_states, position_embeddings, past_key_values)
+            key, value = key.transpose(1, 2), value.transpose(1, 2)
+            if past_key_values is not None:
+                key, value = past_key_values.update(key, value, self.layer_idx)
 
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        attn_output, attn_weights = attention_interface(
+        attn_output, attn_weights = self.attention_function(query, encoder_hidden_states is not None)(
             self,
             query.transpose(1, 2),  # (batch, heads, length, head_dim)
             key,

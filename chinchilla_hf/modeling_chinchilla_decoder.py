@@ -102,6 +102,7 @@ class ChinchillaDecoderModel(ChinchillaDecoderPreTrainedModel):
         self._check_length(past_length, length)
 
         packed = None
+        in_order = position_ids is None
         if position_ids is None:
             position_ids = (torch.arange(length, device=inputs.device) + past_length).unsqueeze(0)
         else:
@@ -127,18 +128,19 @@ class ChinchillaDecoderModel(ChinchillaDecoderPreTrainedModel):
             )
         encoder_mask = None
         if encoder_hidden_states is not None:
-            encoder_mask = create_bidirectional_mask(
-                config=self.config,
-                inputs_embeds=in_attention.reshape(encoder_hidden_states.shape[0], -1, 1),  # beams are more queries
-                attention_mask=encoder_attention_mask,
-                encoder_hidden_states=encoder_hidden_states,
-            )
+            beams = in_attention.reshape(encoder_hidden_states.shape[0], -1, 1)  # of one source: more queries to it
+            encoder_mask = self._encoder_mask(beams, encoder_hidden_states, encoder_attention_mask, past_key_values)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
             if encoder_hidden_states is not None:
                 past_key_values = EncoderDecoderCache(past_key_values, DynamicCache(config=self.config))
 
-        position_embeddings = self.rotary_emb(in_attention, position_ids) if self.rotary_emb is not None else None
+        position_embeddings = None
+        if self.rotary_emb is not None:
+            if in_order and isinstance(past_length, int):
+                position_embeddings = self.rotary_emb.in_order(in_attention, past_length, length)
+            else:
+                position_embeddings = self.rotary_emb(in_attention, position_ids)
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
@@ -154,6 +156,30 @@ class ChinchillaDecoderModel(ChinchillaDecoderPreTrainedModel):
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=hidden_states, past_key_values=past_key_values
         )
+
+    def _encoder_mask(
+        self,
+        queries: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        encoder_attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+    ) -> torch.Tensor | None:
+        """The mask of cross-attention; with a cache it is made for the first token and kept there for the others."""
+        given = (encoder_attention_mask, queries.shape, queries.dtype)
+        keeps = isinstance(past_key_values, EncoderDecoderCache) and not torch.compiler.is_compiling()
+        if keeps and past_key_values.is_updated.get(0):
+            kept_for, mask = getattr(past_key_values, "encoder_mask", ((None, None, None), None))
+            if kept_for[0] is encoder_attention_mask and kept_for[1:] == given[1:]:
+                return mask
+        mask = create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=queries,
+            attention_mask=encoder_attention_mask,
+            encoder_hidden_states=encoder_hidden_states,
+        )
+        if keeps:
+            past_key_values.encoder_mask = given, mask
+        return mask
 
     def _check_length(self, past_length: int | torch.Tensor, length: int) -> None:
         # The length of a static cache is a tensor, which nothing here may wait for.

@@ -1,10 +1,18 @@
 import pytest
 import torch
-from conftest import make_tiny_config
+from conftest import make_tiny_config, make_tiny_decoder_config
 from torch import nn
+from transformers import DynamicCache
 
-from chinchilla_hf import ChinchillaModel
-from chinchilla_hf.modeling_chinchilla_block import ChinchillaDropout, apply_dropout
+from chinchilla_hf import ChinchillaForCausalLM, ChinchillaModel
+from chinchilla_hf.modeling_chinchilla_block import (
+    ChinchillaAttention,
+    ChinchillaDropout,
+    ChinchillaRotaryEmbedding,
+    apply_dropout,
+    eager_attention_forward,
+    few_queries_attention_forward,
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -79,3 +87,86 @@ def test_gradient_checkpointing_drops_the_same_again(dropouts):
 def test_compiled_training_drops_too(fresh_compiler):
     dropped = torch.compile(ChinchillaDropout(0.5), fullgraph=True)(torch.ones(100, 100))
     assert abs((dropped == 0).double().mean().item() - 0.5) < 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_positions_from_the_table_are_those_that_are_computed(dtype):
+    rotary = ChinchillaRotaryEmbedding(make_tiny_config())
+    x = torch.empty(1, 1, 1, dtype=dtype)
+    expected = rotary(x, torch.arange(3, 10).unsqueeze(0))
+    with torch.inference_mode():
+        for _ in range(2):  # made, and read
+            for table, computed in zip(rotary.in_order(x, 3, 7), expected, strict=True):
+                assert table.dtype == dtype and torch.equal(table, computed)
+    # with a gradient they are computed: what inference mode made cannot be saved for a backward pass
+    scale = torch.ones((), requires_grad=True)
+    (rotary.in_order(x, 3, 7)[0] * scale).sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shape", [(1, 4, 1, 9), (40, 4, 1, 9), (40, 4, 5, 9)], ids=str)
+def test_attention_of_few_queries_is_that_of_many(shape, masked, dtype):
+    """Little to do, a query a row, and several that see the same keys, which are ways of their own."""
+    batch, heads, queries, keys = shape
+    attention = ChinchillaAttention(make_tiny_config(), layer_idx=0).eval()
+    query, key, value = (torch.randn(batch, heads, n, 8, dtype=dtype) for n in (queries, keys, keys))
+    mask = (torch.rand(batch, 1, queries, keys) < 0.5) if masked else None
+    if masked:
+        mask[..., 0] = True
+    expected = nn.functional.scaled_dot_product_attention(query.float(), key.float(), value.float(), mask)
+    for function in (few_queries_attention_forward, eager_attention_forward):
+        output = function(attention, query, key, value, mask, attention.scaling)[0]
+        tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(output.float(), expected.transpose(1, 2), atol=tolerance, rtol=tolerance)
+
+
+class TestJoinedProjections:
+    """A step behind a cache makes queries, keys and values in one product, which nobody is to notice."""
+
+    ids = torch.arange(5, 25).view(2, 10)
+
+    @pytest.fixture(params=[{}, {"num_key_value_heads": 2, "attention_bias": False}], ids=str)
+    def model(self, request) -> ChinchillaForCausalLM:
+        return ChinchillaForCausalLM(make_tiny_decoder_config(**request.param)).eval()
+
+    def last_logits(self, model: ChinchillaForCausalLM, cache: DynamicCache | None = None) -> torch.Tensor:
+        cache = DynamicCache(config=model.config) if cache is None else cache
+        with torch.no_grad():
+            for part in self.ids.split([8, 1, 1], dim=1):
+                logits = model(part, past_key_values=cache).logits
+        return logits
+
+    def check(self, model: ChinchillaForCausalLM, cache: DynamicCache | None = None) -> None:
+        with torch.no_grad():
+            expected = model(self.ids).logits[:, -1:]
+        torch.testing.assert_close(self.last_logits(model, cache), expected, atol=1e-5, rtol=1e-5)
+
+    def test_they_are_used_and_right(self, model, monkeypatch):
+        calls = []
+        monkeypatch.setattr(
+            nn.Linear, "forward", lambda self, x: calls.append(self) or nn.functional.linear(x, self.weight, self.bias)
+        )
+        self.last_logits(model)
+        # prompt and two tokens: only the prompt's projections are called
+        assert calls.count(model.model.layers[0].self_attn.q_proj) == 1
+        assert calls.count(model.model.layers[0].self_attn.o_proj) == 3
+
+    def test_weights_that_change_between_generations(self, model):
+        cache = DynamicCache(config=model.config)
+        self.check(model, cache)
+        model.model.layers[0].self_attn.v_proj.weight.data.mul_(-2)  # which leaves no trace in the parameter's version
+        cache.reset()
+        self.check(model, cache)
+
+    def test_hooks_and_other_classes_are_called(self, model):
+        class Doubled(nn.Linear):
+            def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+                return 2 * super().forward(inputs)
+
+        layers = model.model.layers
+        seen = []
+        layers[0].self_attn.q_proj.register_forward_hook(lambda *_: seen.append("hook"))
+        layers[1].self_attn.v_proj.__class__ = Doubled
+        self.check(model)
+        assert len(seen) == 4  # without a cache; then the prompt and two tokens

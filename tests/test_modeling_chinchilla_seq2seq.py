@@ -10,6 +10,8 @@ from transformers import (
     BartConfig,
     BartForConditionalGeneration,
     DataCollatorForSeq2Seq,
+    DynamicCache,
+    EncoderDecoderCache,
     MarianConfig,
     MarianMTModel,
     Seq2SeqTrainer,
@@ -22,6 +24,7 @@ from chinchilla_hf import (
     ChinchillaForConditionalGeneration,
     ChinchillaForMaskedLM,
     ChinchillaModel,
+    modeling_chinchilla_decoder,
     train_tokenizer,
 )
 
@@ -104,6 +107,38 @@ def test_cached_equals_uncached(variant):
             cache = outputs.past_key_values
             steps.append(outputs.logits)
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_mask_of_a_source_is_made_once_a_text_and_is_never_that_of_another(attention, monkeypatch):
+    made = []
+    original = modeling_chinchilla_decoder.create_bidirectional_mask
+
+    def counted(**kwargs):
+        made.append(kwargs)
+        return original(**kwargs)
+
+    monkeypatch.setattr(modeling_chinchilla_decoder, "create_bidirectional_mask", counted)
+    model = make_model()
+    model.set_attn_implementation(attention)
+    tokens = torch.randint(5, 100, (3, 6))
+    cache = EncoderDecoderCache(*(DynamicCache(config=model.config.decoder) for _ in range(2)))
+    for _ in range(2):  # another source, in the same cache
+        inputs = without_labels(make_inputs())
+        inputs["attention_mask"][0, 2:] = 0
+        with torch.no_grad():
+            steps = [
+                model(**inputs, decoder_input_ids=part, past_key_values=cache).logits for part in tokens.split(1, dim=1)
+            ]
+            assert len(made) == 1
+            whole = model(**inputs, decoder_input_ids=tokens).logits
+        torch.testing.assert_close(torch.cat(steps, dim=1), whole, atol=1e-5, rtol=1e-5)
+        cache.reset()
+        made.clear()
+    with torch.no_grad():
+        for mask in (inputs["attention_mask"], inputs["attention_mask"].flip(0), None):  # changed within a text
+            model(inputs["input_ids"], mask, decoder_input_ids=tokens[:, :1], past_key_values=cache)
+    assert len(made) == 3
 
 
 @variants

@@ -9,9 +9,10 @@ is `training/pretrain.py` with `training/recipes/encoder.yaml`. BERT is trained 
 crippled: it gets several learning rates, each with the full time, and the best of them counts.
 
 Compared are the loss and the accuracy at the same masked tokens of documents that none was trained on and, with
-`--classification_dataset`, the test accuracy after `training/classify.py` with the same options, at the learning rate
-that is best on the validation split, for each. Every finished stage is in `results.json` in the output folder: the same
-command goes on with the next. Leave the machine alone meanwhile; `machine_flops_per_second` tells whether it was.
+`--classification_dataset`, the test accuracy after `training/classify.py` with the same options, those of BERT's
+fine-tuning, at the learning rate that is best on the validation split, for each. Every finished stage is in
+`results.json` in the output folder: the same command goes on with the next. Leave the machine alone meanwhile;
+`machine_flops_per_second` tells whether it was.
 """
 
 import json
@@ -57,9 +58,9 @@ class Options(BertOptions, BenchmarkOptions):
     minutes: float = field(default=20.0, metadata={"help": "Minutes of training, of each model."})
     seeds: list[int] = field(default_factory=lambda: [1], metadata={"help": "Each is a run of every model."})
     fine_tuning_learning_rates: list[float] = field(
-        default_factory=lambda: [2e-4, 5e-4], metadata={"help": "The best on the validation split counts."}
+        default_factory=lambda: [2e-4, 5e-4, 1e-3], metadata={"help": "The best on the validation split counts."}
     )
-    fine_tuning_epochs: float = field(default=10.0, metadata={"help": "Epochs of fine-tuning."})
+    fine_tuning_epochs: float = field(default=5.0, metadata={"help": "Epochs of fine-tuning."})
     fine_tuning_max_rows: int | None = field(default=None, metadata={"help": "Texts a split, for a quick trial."})
 
 
@@ -110,7 +111,11 @@ def fine_tune(options: Options, seed: int, learning_rate: float, checkpoint: Pat
         "output_dir": folder,
         "learning_rate": learning_rate,
         "num_train_epochs": options.fine_tuning_epochs,
-        # Given for both, because each checkpoint would bring its own.
+        # Of both as BERT is fine-tuned, and not as the recipe has it for the vectors of a MiniLM.
+        "pooling": "cls",
+        "pooler_type": "dense",
+        "freeze_embeddings": False,
+        "fit_head_first": False,
         "hidden_dropout": 0.1,
         "classifier_dropout": 0.1,
         "seed": seed,
