@@ -91,8 +91,9 @@ def convert_checkpoint(
     *,
     revision: str = "main",
     token: str | None = None,
+    output_loading_info: bool = False,
     **config_overrides: Any,
-) -> ChinchillaPreTrainedModel:
+) -> Any:
     """
     Load a BERT, RoBERTa (XLM-R, CamemBERT) or DistilBERT checkpoint as a Chinchilla.
 
@@ -103,11 +104,12 @@ def convert_checkpoint(
             freshly initialised, as in any `from_pretrained`, which also reports them.
         revision: branch, tag or commit of a Hub checkpoint.
         token: access token for a private Hub checkpoint.
+        output_loading_info: return a dictionary with `missing_keys` and others as well, as `from_pretrained` does.
         config_overrides: fields of [`ChinchillaConfig`] to set, such as `num_labels` or `hidden_dropout`. With
             `pooler_type="normalized"` the checkpoint's dense pooler is left out.
 
     Returns:
-        The model in evaluation mode, in the checkpoint's dtype.
+        The model (a [`ChinchillaPreTrainedModel`]) in evaluation mode, in the checkpoint's dtype.
 
     Raises:
         ValueError: the checkpoint is of another family, or has a setting that a Chinchilla cannot express.
@@ -130,30 +132,82 @@ def convert_checkpoint(
         source = source_class.from_pretrained(
             name_or_path, config=source_config, revision=revision, token=token, use_safetensors=True, dtype="auto"
         )
-    return convert_model(source, model_class, **config_overrides)
+    return convert_model(source, model_class, output_loading_info=output_loading_info, **config_overrides)
 
 
 def load_or_convert(
-    name_or_path: str | os.PathLike, model_class: type[ChinchillaPreTrainedModel], **config_overrides: Any
-) -> ChinchillaPreTrainedModel:
+    name_or_path: str | os.PathLike,
+    model_class: type[ChinchillaPreTrainedModel],
+    *,
+    output_loading_info: bool = False,
+    **config_overrides: Any,
+) -> Any:
     """
     A `model_class` that starts from a checkpoint of ours or of the BERT family, whichever `name_or_path` holds.
 
-    A head of another size than `config_overrides` asks for (`num_labels`) is freshly initialised.
+    The head of the checkpoint goes on where it is of the same task and has the labels that `config_overrides` names,
+    or as many as `num_labels` asks for. Otherwise the head is freshly initialised, also where its shape would fit.
+
+    Returns:
+        The model; with `output_loading_info`, the dictionary of [`convert_checkpoint`] as well.
 
     Raises:
         ValueError: the checkpoint is of another family.
         OSError: there is no such checkpoint, or its weights are damaged.
     """
     config = AutoConfig.from_pretrained(name_or_path)
-    if config.model_type == ChinchillaConfig.model_type:
-        return model_class.from_pretrained(name_or_path, ignore_mismatched_sizes=True, **config_overrides)
-    return convert_checkpoint(name_or_path, model_class, **config_overrides)
+    if config.model_type != ChinchillaConfig.model_type:
+        return convert_checkpoint(
+            name_or_path, model_class, output_loading_info=output_loading_info, **config_overrides
+        )
+    goes_on = _head_goes_on((config.architectures or [""])[0], config, model_class, config_overrides)
+    model, info = model_class.from_pretrained(
+        name_or_path, ignore_mismatched_sizes=not goes_on, output_loading_info=True, **config_overrides
+    )
+    if not goes_on:
+        info["missing_keys"] |= _initialise_anew(model)
+    return (model, info) if output_loading_info else model
+
+
+# Heads whose weights mean something for one task and its labels only.
+_TASK_HEADS = ("classifier", "qa_outputs")
+
+
+def _head_goes_on(
+    architecture: str,
+    source: PreTrainedConfig,
+    model_class: type[ChinchillaPreTrainedModel],
+    config_overrides: dict[str, Any],
+) -> bool:
+    """Whether a head of this class name and config is of the task of `model_class`, and has its labels."""
+    if architecture.rpartition("For")[2] != model_class.__name__.rpartition("For")[2]:
+        return False
+    if "id2label" in config_overrides:
+        return dict(source.id2label) == dict(config_overrides["id2label"])
+    return source.num_labels == config_overrides.get("num_labels", source.num_labels)
+
+
+@torch.no_grad()
+def _initialise_anew(model: ChinchillaPreTrainedModel) -> set[str]:
+    """Give the head of a task random weights. Returns the names of these."""
+    names: set[str] = set()
+    for head in _TASK_HEADS:
+        module = getattr(model, head, None)
+        if module is not None:
+            for name, parameter in module.named_parameters():
+                parameter._is_hf_initialized = False  # which would keep `init_weights` from touching it
+                names.add(f"{head}.{name}")
+            module.apply(model._init_weights)
+    return names
 
 
 def convert_model(
-    source: PreTrainedModel, model_class: type[ChinchillaPreTrainedModel] | None = None, **config_overrides: Any
-) -> ChinchillaPreTrainedModel:
+    source: PreTrainedModel,
+    model_class: type[ChinchillaPreTrainedModel] | None = None,
+    *,
+    output_loading_info: bool = False,
+    **config_overrides: Any,
+) -> Any:
     """As [`convert_checkpoint`], from a model in memory. `source` stays as it is and shares no memory."""
     config = convert_config(source.config)
     state_dict = _rename(source.state_dict(), source.config, is_head=source.base_model is not source)
@@ -169,12 +223,16 @@ def convert_model(
             )
     if model_class is modeling_chinchilla.ChinchillaModel:
         state_dict = {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}
+    if not _head_goes_on(type(source).__name__, source.config, model_class, config_overrides):
+        state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith(_TASK_HEADS)}
     if "num_labels" in config_overrides:  # a property, which a plain update of the fields would not reach
         config.num_labels = config_overrides.pop("num_labels")
     config.update(config_overrides)
     config.validate()
     state_dict = {name: tensor.clone() for name, tensor in state_dict.items()}
-    return model_class.from_pretrained(None, config=config, state_dict=state_dict, dtype=source.dtype)
+    return model_class.from_pretrained(
+        None, config=config, state_dict=state_dict, dtype=source.dtype, output_loading_info=output_loading_info
+    )
 
 
 def convert_config(source: PreTrainedConfig) -> ChinchillaConfig:

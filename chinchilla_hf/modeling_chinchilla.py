@@ -92,8 +92,11 @@ class ChinchillaPredictionTransform(nn.Module):
 @auto_docstring
 class ChinchillaPreTrainedModel(ChinchillaFamilyPreTrainedModel):
     config: ChinchillaConfig
-    # A checkpoint may hold a dense pooler and a next-sentence head that this head or pooler_type has no use for.
-    _keys_to_ignore_on_load_unexpected = [r"pooler\.", r"seq_relationship\."]
+    # A checkpoint may hold a dense pooler and the head of another task, which this head or pooler_type has no use for.
+    _keys_to_ignore_on_load_unexpected = [
+        r"pooler\.",
+        r"(^|\.)(transform|lm_head|seq_relationship|classifier|qa_outputs)\.",
+    ]
     _can_record_outputs = {"hidden_states": ChinchillaLayer, "attentions": ChinchillaAttention}
 
     def save_pretrained(self, save_directory, *args, **kwargs):

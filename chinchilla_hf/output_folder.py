@@ -127,7 +127,8 @@ def list_checkpoints(folder: str | Path) -> list[Path]:
 
 def _damage(checkpoint: Path) -> str | None:
     """What is missing or cut short in a Trainer checkpoint, or `None`."""
-    weights = sorted(checkpoint.glob("model*.safetensors"))
+    # With LoRA, a checkpoint holds what is trained alone.
+    weights = sorted([*checkpoint.glob("model*.safetensors"), *checkpoint.glob("adapter_model.safetensors")])
     if not weights:
         return "no model weights"
     try:

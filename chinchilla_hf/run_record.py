@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, TrainerState
 
 STATUSES = ("running", "finished")
 
@@ -164,6 +164,42 @@ def describe_model(model: "PreTrainedModel", base_model: str | None = None) -> d
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "base_model": base_model,
         "config": {name: config[name] for name in CONFIG_ESSENTIALS if name in config},
+    }
+
+
+def scores_of(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
+    """The scores among the `metrics` of a Trainer, without their prefix: not the loss, nor times and speeds."""
+    scores = {
+        name.removeprefix(f"{prefix}_"): value for name, value in metrics.items() if name.startswith(f"{prefix}_")
+    }
+    return {
+        name: scores[name]
+        for name in sorted(scores)
+        if name not in ("loss", "model_preparation_time", "runtime") and not name.endswith("_per_second")
+    }
+
+
+def describe_training(state: "TrainerState", lengths: Collection[int], seconds: float, seed: int) -> dict[str, Any]:
+    """
+    What a fine-tuning was, for [`RunRecord`].
+
+    Args:
+        state: of the Trainer, at the end.
+        lengths: tokens of every training row.
+        seconds: of the training.
+        seed: of the run.
+    """
+    epochs = state.epoch or 0.0
+    return {
+        "steps": state.global_step,
+        "epochs": epochs,
+        "examples": round(epochs * len(lengths)),
+        "tokens": round(epochs * sum(lengths)),
+        "seconds": seconds,
+        "flops": state.total_flos,
+        "seed": seed,
+        "best_step": state.best_global_step,
+        "peak_memory_bytes": peak_memory_bytes(),
     }
 
 

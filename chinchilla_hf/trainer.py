@@ -22,6 +22,7 @@ from .data.streaming import StreamedRows
 from .optim import MuonWithAdamW, decaying_schedule, parameter_groups
 from .output_folder import clear_save_errors
 from .sharding import gathered, in_its_own_class, prepare_sharding, scattered
+from .transfer import layer_groups, merge_lora
 
 logger = logging.getLogger(__name__)
 
@@ -284,9 +285,40 @@ class TranslationTrainer(_TimedTraining, Seq2SeqTrainer):
         return {"real_tokens_per_second": round(self.args.world_size * tokens / seconds)}
 
 
-class QuestionAnsweringTrainer(Trainer):
+class FineTuningTrainer(Trainer):
     """
-    Trainer whose predictions come in the order of the windows, which say what part of which context they are of.
+    Trainer for models of `chinchilla_hf.transfer`: rates that fall from layer to layer, and LoRA merged at the end.
+
+    Args:
+        args, kwargs: of Trainer.
+        layer_decay: the learning rate of a layer is so many times that of the next one.
+    """
+
+    def __init__(self, *args: Any, layer_decay: float = 1.0, **kwargs: Any) -> None:
+        self.layer_decay = layer_decay
+        super().__init__(*args, **kwargs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None and self.layer_decay < 1:
+            args = self.args
+            model = self.model if model is None else model
+            groups = layer_groups(
+                model, self.get_decay_parameter_names(model), args.learning_rate, self.layer_decay, args.weight_decay
+            )
+            optimizer, options = self.get_optimizer_cls_and_kwargs(args, model)
+            self.optimizer_cls_and_kwargs = (optimizer, {**options, "params": groups})
+        return super().create_optimizer(model)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`; what is evaluated afterwards has the updates of LoRA merged, as what is saved."""
+        result = super().train(*args, **kwargs)
+        merge_lora(self.model)
+        return result
+
+
+class QuestionAnsweringTrainer(FineTuningTrainer):
+    """
+    FineTuningTrainer whose predictions come in the order of the windows, which say what part of which context they are of.
 
     With batches grouped by length, Trainer would evaluate in another order. Give windows that are sorted by length.
     """

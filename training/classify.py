@@ -21,19 +21,10 @@ from typing import Any
 
 import transformers
 from datasets import DatasetDict
-from transformers import (
-    AutoTokenizer,
-    DataCollatorWithPadding,
-    EarlyStoppingCallback,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Trainer,
-    set_seed,
-)
+from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PreTrainedTokenizerBase, set_seed
 
-from chinchilla_hf import ChinchillaConfig, ChinchillaForSequenceClassification, train_tokenizer
+from chinchilla_hf import ChinchillaForSequenceClassification
 from chinchilla_hf.baselines import tfidf_baseline
-from chinchilla_hf.conversion import load_or_convert
 from chinchilla_hf.data.labelled import LabelledData, load_labelled
 from chinchilla_hf.head_fitting import fit_head
 from chinchilla_hf.hub import check_access, push_folder
@@ -44,11 +35,20 @@ from chinchilla_hf.metrics import (
     predictions_from_logits,
 )
 from chinchilla_hf.model_card import write_model_card
+from chinchilla_hf.model_start import ScratchArguments, StartArguments, choose_max_length, start_model
 from chinchilla_hf.output_folder import RUN_RECORD, claim_output_folder, list_checkpoints, save_model_folder
 from chinchilla_hf.processes import closed_process_group
 from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
-from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, peak_memory_bytes
+from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, describe_training, scores_of
+from chinchilla_hf.trainer import FineTuningTrainer
 from chinchilla_hf.training_arguments import FineTuningArguments, choose_attention, result_neutral_options
+from chinchilla_hf.transfer import (
+    TransferArguments,
+    count_trained,
+    describe_trained,
+    plain_model,
+    prepare_transfer,
+)
 
 logger = logging.getLogger("classify")
 
@@ -107,21 +107,9 @@ class DataArguments:
 
 
 @dataclass
-class ModelArguments:
-    """Where the model starts."""
+class ModelArguments(StartArguments):
+    """Where the model starts, and what its classifier reads."""
 
-    _argument_group_name = "Model"
-
-    model: str | None = field(
-        default=None,
-        metadata={
-            "help": "Checkpoint to start from: Chinchilla, BERT, RoBERTa or DistilBERT; a folder, a Hub name or "
-            "package://NAME/PATH. Without it the model starts from scratch, with a tokenizer trained on the texts."
-        },
-    )
-    max_length: int | None = field(
-        default=None, metadata={"help": "Longest text in tokens, longer ones are cut. Default: the model's positions."}
-    )
     pooling: str | None = field(
         default=None,
         metadata={
@@ -137,53 +125,12 @@ class ModelArguments:
             "choices": ["dense", "normalized"],
         },
     )
-    freeze_embeddings: bool = field(
-        default=False,
-        metadata={"help": "Do not train the checkpoint's table of tokens: faster, and rare words keep their meaning."},
-    )
     fit_head_first: bool = field(
         default=False,
         metadata={
             "help": "Before the training, fit the classifier to the vectors that the checkpoint gives; a random one "
             "would distort the checkpoint, most of all with many classes and few texts each."
         },
-    )
-    hidden_dropout: float | None = field(default=None, metadata={"help": "Dropout. Default: as in the checkpoint."})
-    attention_dropout: float = field(default=0.0, metadata={"help": "Dropout of attention weights."})
-    classifier_dropout: float | None = field(
-        default=None, metadata={"help": "Dropout before the classifier. Default: as in the checkpoint."}
-    )
-    attn_implementation: str | None = field(
-        default=None,
-        metadata={
-            "help": "Attention to train with. Default: the faster one for these texts on this machine.",
-            "choices": ["eager", "sdpa", "flex_attention", "flash_attention_2"],
-        },
-    )
-
-
-@dataclass
-class ScratchArguments:
-    """Shape of a model without a checkpoint to start from."""
-
-    _argument_group_name = "Model from scratch"
-
-    tokenizer_algorithm: str = field(
-        default="wordpiece",
-        metadata={"help": "Kind of tokenizer.", "choices": ["wordpiece", "bpe", "unigram"]},
-    )
-    lowercase: bool = field(default=False, metadata={"help": "Put all texts in lower case."})
-    vocab_size: int = field(default=8192, metadata={"help": "Number of tokens."})
-    hidden_size: int = field(default=256, metadata={"help": "Width."})
-    num_hidden_layers: int = field(default=4, metadata={"help": "Depth."})
-    num_attention_heads: int = field(default=4, metadata={"help": "Attention heads."})
-    hidden_act: str = field(default="relu", metadata={"help": "Activation."})
-    norm_placement: str = field(
-        default="output",
-        metadata={"help": "Where LayerNorm stands.", "choices": ["output", "post", "pre"]},
-    )
-    position_embedding_type: str = field(
-        default="rope", metadata={"help": "Kind of positions.", "choices": ["rope", "learned"]}
     )
 
 
@@ -198,7 +145,7 @@ class RunArguments(FineTuningArguments):
     language: str | None = field(default=None, metadata={"help": "Language code for the model card, such as en."})
 
 
-OPTIONS = (DataArguments, ModelArguments, ScratchArguments, RunArguments)
+OPTIONS = (DataArguments, ModelArguments, ScratchArguments, TransferArguments, RunArguments)
 
 
 def load(options: DataArguments) -> LabelledData:
@@ -208,64 +155,30 @@ def load(options: DataArguments) -> LabelledData:
 
 
 def build_tokenizer_and_model(
-    data: LabelledData, options: ModelArguments, shape: ScratchArguments
-) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """From the checkpoint, or from scratch on the training texts."""
-    labels = {
-        "id2label": dict(enumerate(data.label_names)),
-        "label2id": {name: i for i, name in enumerate(data.label_names)},
-        "problem_type": data.problem_type,
+    data: LabelledData, options: ModelArguments, shape: ScratchArguments, transfer: TransferArguments
+) -> tuple[PreTrainedTokenizerBase, ChinchillaForSequenceClassification, str]:
+    """From the checkpoint, or from scratch on the training texts; and a line that says which."""
+    if options.fit_head_first and options.model is None:
+        raise ValueError(
+            "--fit_head_first is for a pretrained model, but without --model this one starts from random weights: give "
+            "a --model, or leave it out"
+        )
+    pooling = {
+        name: getattr(options, name) for name in ("pooling", "pooler_type") if getattr(options, name) is not None
     }
-    chosen = {
-        name: getattr(options, name)
-        for name in ("pooling", "pooler_type", "hidden_dropout", "attention_dropout", "classifier_dropout")
-        if getattr(options, name) is not None
-    }
-    if options.model is not None:
-        for option in dataclasses.fields(shape):
-            value = getattr(shape, option.name)
-            if value != option.default:
-                raise ValueError(
-                    f"--{option.name} {value} is for a model from scratch, but --model {options.model} has its own: "
-                    "leave out one of the two"
-                )
-        location = resolve_location(options.model)
-        model = load_or_convert(location, ChinchillaForSequenceClassification, **labels, **chosen)
-        # Weights in half precision would lose small updates; mixed precision keeps them in float32.
-        model = model.float()
-        # Trainer's optimizer and DistributedDataParallel take what is to be trained only.
-        model.get_input_embeddings().requires_grad_(not options.freeze_embeddings)
-        return AutoTokenizer.from_pretrained(location), model
-
-    for name in ("freeze_embeddings", "fit_head_first"):
-        if getattr(options, name):
-            raise ValueError(
-                f"--{name} is for a pretrained model, but without --model this one starts from random weights: give a "
-                "--model, or leave it out"
-            )
-    max_length = options.max_length or 512
-    columns = [column for column in ("text", "text_pair") if column in data.splits["train"].column_names]
-    tokenizer = train_tokenizer(
-        (text for column in columns for text in data.splits["train"][column]),
-        algorithm=shape.tokenizer_algorithm,
-        vocab_size=shape.vocab_size,
-        lowercase=shape.lowercase,
-        model_max_length=max_length,
+    train = data.splits["train"]
+    columns = [column for column in ("text", "text_pair") if column in train.column_names]
+    return start_model(
+        ChinchillaForSequenceClassification,
+        lambda: (text for column in columns for text in train[column]),
+        options,
+        shape,
+        transfer,
+        id2label=dict(enumerate(data.label_names)),
+        label2id={name: i for i, name in enumerate(data.label_names)},
+        problem_type=data.problem_type,
+        **{name: value for name, value in pooling.items() if value is not None},
     )
-    config = ChinchillaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.num_hidden_layers,
-        num_attention_heads=shape.num_attention_heads,
-        hidden_act=shape.hidden_act,
-        norm_placement=shape.norm_placement,
-        position_embedding_type=shape.position_embedding_type,
-        max_position_embeddings=max_length,
-        pad_token_id=tokenizer.pad_token_id,
-        **labels,
-        **chosen,
-    )
-    return tokenizer, ChinchillaForSequenceClassification(config)
 
 
 def tokenize(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:
@@ -284,15 +197,6 @@ def tokenize(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length
     return tokenized
 
 
-def choose_max_length(options: ModelArguments, tokenizer: PreTrainedTokenizerBase, config: ChinchillaConfig) -> int:
-    if options.max_length is not None and options.max_length > config.max_position_embeddings:
-        raise ValueError(
-            f"--max_length is {options.max_length}, but the model has {config.max_position_embeddings} positions: "
-            "lower it, or start from a checkpoint with a longer context"
-        )
-    return options.max_length or min(tokenizer.model_max_length, config.max_position_embeddings)
-
-
 def baseline_scores(data: LabelledData, seed: int) -> dict[str, Any]:
     """The same split, scored by TF-IDF and a linear model."""
     train, test = data.splits["train"], data.splits["test"]
@@ -309,10 +213,6 @@ def baseline_scores(data: LabelledData, seed: int) -> dict[str, Any]:
     ).scores()
 
 
-def strip_prefix(metrics: dict[str, float], prefix: str, names: set[str]) -> dict[str, float]:
-    return {name: metrics[f"{prefix}_{name}"] for name in sorted(names) if f"{prefix}_{name}" in metrics}
-
-
 def report(scores: dict[str, Any]) -> str:
     """Test scores of the model and of the baseline, as a small table."""
     baseline = scores.get("baseline", {})
@@ -325,7 +225,7 @@ def report(scores: dict[str, Any]) -> str:
 
 @closed_process_group()
 def main() -> None:
-    data_options, model_options, shape, options = parse_recipe(OPTIONS, DEFAULT_RECIPE, __doc__)
+    data_options, model_options, shape, transfer, options = parse_recipe(OPTIONS, DEFAULT_RECIPE, __doc__)
     logging.basicConfig(
         format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=options.get_process_log_level()
     )
@@ -339,7 +239,7 @@ def main() -> None:
         data = load(data_options)
         arguments = {
             name: value
-            for part in (data_options, model_options, shape)
+            for part in (data_options, model_options, shape, transfer)
             for name, value in dataclasses.asdict(part).items()
         } | options.to_dict()
         record = RunRecord(
@@ -354,7 +254,7 @@ def main() -> None:
             },
             machine=describe_machine(options.device),
         )
-        tokenizer, model = build_tokenizer_and_model(data, model_options, shape)
+        tokenizer, model, origin = build_tokenizer_and_model(data, model_options, shape, transfer)
         max_length = choose_max_length(model_options, tokenizer, model.config)
         record.model = describe_model(model, model_options.model)
         with options.main_process_first(desc="claiming the output folder"):
@@ -368,7 +268,7 @@ def main() -> None:
         if options.push_to_hub:
             check_access(options)
     if main_process:
-        print(data.summary())
+        print(f"{data.summary()}\n{origin}")
 
     with options.main_process_first(desc="tokenizing"):
         splits = tokenize(data.splits, tokenizer, max_length)
@@ -382,9 +282,25 @@ def main() -> None:
     collate = DataCollatorWithPadding(tokenizer)
     stops_early = options.early_stopping_patience and options.eval_strategy != "no"
     early_stopping = [EarlyStoppingCallback(options.early_stopping_patience)] if stops_early else []
-    trainer = Trainer(
-        model,
+    if model_options.fit_head_first and checkpoint is None:  # a checkpoint has the classifier that was trained so far
+        with options.main_process_first(local=False, desc="fitting the classifier"):
+            if main_process:
+                batch_size = options.per_device_eval_batch_size
+                model.to(options.device)
+                head = fit_head(
+                    model, splits["train"], splits["validation"], collate, batch_size=batch_size, bf16=options.bf16
+                )
+                record.training["head"] = dataclasses.asdict(head)
+                record.write(folder / RUN_RECORD)  # an interruption does not lose it
+    # Trainer's optimizer and DistributedDataParallel take what is to be trained only.
+    trained = prepare_transfer(model, transfer)
+    record.model["trained_parameters"] = count_trained(trained)
+    if main_process:
+        print(describe_trained(trained, transfer))
+    trainer = FineTuningTrainer(
+        trained,
         options,
+        layer_decay=transfer.layer_decay,
         train_dataset=splits["train"],
         eval_dataset=splits["validation"],
         data_collator=collate,
@@ -392,15 +308,6 @@ def main() -> None:
         compute_metrics=classification_compute_metrics(data.problem_type),
         callbacks=early_stopping,
     )
-    if model_options.fit_head_first and checkpoint is None:  # a checkpoint has the classifier that was trained so far
-        with options.main_process_first(local=False, desc="fitting the classifier"):
-            if main_process:
-                batch_size = options.per_device_eval_batch_size
-                head = fit_head(
-                    model, splits["train"], splits["validation"], collate, batch_size=batch_size, bf16=options.bf16
-                )
-                record.training["head"] = dataclasses.asdict(head)
-                record.write(folder / RUN_RECORD)  # an interruption does not lose it
     try:
         result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except KeyboardInterrupt:
@@ -410,12 +317,7 @@ def main() -> None:
     test = trainer.predict(splits["test"], metric_key_prefix="test")
     if not main_process:
         return
-    names = {name.removeprefix("test_") for name in test.metrics} - {"loss", "model_preparation_time", "runtime"}
-    names = {name for name in names if not name.endswith("_per_second")}
-    record.scores = {
-        "validation": strip_prefix(validation, "eval", names),
-        "test": strip_prefix(test.metrics, "test", names),
-    }
+    record.scores = {"validation": scores_of(validation, "eval"), "test": scores_of(test.metrics, "test")}
     record.scores["test_interval"] = {
         name: confidence_interval(record.scores["test"][name], len(splits["test"]))
         for name in ("accuracy", "subset_accuracy")
@@ -424,20 +326,10 @@ def main() -> None:
     if options.baseline:
         logger.info("scoring the TF-IDF baseline")
         record.scores["baseline"] = baseline_scores(data, options.seed)
-    epochs = trainer.state.epoch or 0.0
-    record.training |= {
-        "steps": trainer.state.global_step,
-        "epochs": epochs,
-        "examples": round(epochs * len(splits["train"])),
-        "tokens": round(epochs * sum(splits["train"]["length"])),
-        "seconds": result.metrics["train_runtime"] + record.training.get("head", {}).get("seconds", 0.0),
-        "flops": trainer.state.total_flos,
-        "seed": options.seed,
-        "best_step": trainer.state.best_global_step,
-        "peak_memory_bytes": peak_memory_bytes(),
-    }
+    seconds = result.metrics["train_runtime"] + record.training.get("head", {}).get("seconds", 0.0)
+    record.training |= describe_training(trainer.state, splits["train"]["length"], seconds, options.seed)
 
-    save_model_folder(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder)
+    save_model_folder(plain_model(trainer.accelerator.unwrap_model(trainer.model)), tokenizer, folder)
     if data.problem_type == "single_label_classification":
         predictions = predictions_from_logits(test.predictions, data.problem_type)
         plot_confusion_matrix(test.label_ids, predictions, data.label_names, folder / "confusion_matrix.png")

@@ -201,6 +201,52 @@ def test_a_fitted_classifier_and_frozen_embeddings(classify, tmp_path, checkpoin
     )
 
 
+def test_lora_is_interrupted_goes_on_and_leaves_a_plain_checkpoint(classify, tmp_path, checkpoints, monkeypatch):
+    pytest.importorskip("peft")
+    data, out = write_csv(tmp_path / "reviews.csv", sentences(160)), tmp_path / "out"
+    options = {"dataset": data, "model": checkpoints / "bert", **FAST, "num_train_epochs": 3, "output_dir": out}
+    options |= {"lora_rank": 4, "lora_dropout": 0.1, "layer_decay": 0.9, "learning_rate": 2e-2, "baseline": False}
+    options |= {"fit_head_first": True, "pooling": "mean"}
+    save = Trainer._save_checkpoint
+
+    def save_and_interrupt(*args: object) -> None:
+        save(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="interrupted at step 16"):
+        patch.setattr(Trainer, "_save_checkpoint", save_and_interrupt)
+        classify(**options)
+    printed = classify(**options)
+    assert f"from {checkpoints / 'bert'}: the body; fresh: classifier (66 parameters), pooler (1,056 par" in printed
+    record = read_record(out)
+    assert record["training"]["resumed"] == 1 and record["model"]["class"] == "ChinchillaForSequenceClassification"
+    assert record["model"]["trained_parameters"] < record["model"]["parameters"] / 3
+    assert record["scores"]["test"]["accuracy"] > 0.8
+    assert {path.name for path in out.iterdir() if path.is_file()} == RESULT_FILES | {"confusion_matrix.png"}
+    weights = load_file(out / "model.safetensors")
+    assert not any("lora" in name or "base_layer" in name for name in weights)
+
+    classify(**options | {"output_dir": tmp_path / "straight"})
+    straight = load_file(tmp_path / "straight" / "model.safetensors")
+    assert weights.keys() == straight.keys()
+    assert all(torch.equal(weights[name], straight[name]) for name in straight)
+    before = load_file(checkpoints / "bert" / "model.safetensors")
+    assert torch.equal(
+        weights["model.layers.0.mlp_norm.weight"], before["bert.encoder.layer.0.output.LayerNorm.weight"]
+    )
+
+
+def test_two_processes_train_a_part(tmp_path, checkpoints):
+    pytest.importorskip("peft")
+    data = write_csv(tmp_path / "reviews.csv", sentences(160))
+    options = {"dataset": data, "model": checkpoints / "bert", **FAST, "bf16": False, "baseline": False}
+    options |= {"lora_rank": 4, "freeze_embeddings": True, "layer_decay": 0.8, "pooling": "mean"}
+    options |= {"per_device_train_batch_size": 4, "learning_rate": 2e-2}
+    ended = run_forked("classify", options | {"output_dir": tmp_path / "out"}, processes=2)
+    assert ended.code == 0, ended.errors
+    assert read_record(tmp_path / "out")["scores"]["test"]["accuracy"] > 0.8
+
+
 def test_own_files_for_every_split_and_a_recipe(classify, tmp_path):
     files = {
         name: write_csv(tmp_path / f"{name}.csv", sentences(60, seed)) for seed, name in enumerate(("a", "b", "c"))
@@ -295,6 +341,8 @@ def test_labels_of_the_test_set_that_training_never_saw(classify, tmp_path):
 
 BAD_OPTIONS = {
     "no embeddings to freeze": ({"freeze_embeddings": True}, "--freeze_embeddings is for a pretrained model"),
+    "no layers to freeze": ({"freeze_layers": 1}, "--freeze_layers is for a pretrained model"),
+    "nothing to slow down": ({"layer_decay": 0.9}, "--layer_decay is for a pretrained model"),
     "no features to fit a head to": ({"fit_head_first": True}, "--fit_head_first is for a pretrained model"),
     "width": ({"hidden_size": 30, "num_attention_heads": 4}, "hidden_size.*30.*num_attention_heads.*4"),
     "activation": ({"hidden_act": "swish2"}, "hidden_act.*swish2"),
@@ -345,6 +393,17 @@ def test_more_tokens_than_positions(classify, tmp_path, checkpoints):
         classify(**start, max_length=40)
     with pytest.raises(SystemExit, match="error: --hidden_size 64 is for a model from scratch"):
         classify(**start, hidden_size=64)
+    assert not (tmp_path / "out").exists()
+
+
+def test_transfer_options_that_do_not_fit(classify, tmp_path, checkpoints):
+    pytest.importorskip("peft")
+    data = write_csv(tmp_path / "data.csv", sentences(40))
+    start = {"dataset": data, "model": checkpoints / "chinchilla", **FAST, "output_dir": tmp_path / "out"}
+    with pytest.raises(SystemExit, match="error: freeze_layers is 2, but the model has 1 layers"):
+        classify(**start, freeze_layers=2)
+    with pytest.raises(SystemExit, match=r"error: lora_targets has 'query', which matches no linear layer.*q_proj"):
+        classify(**start, lora_rank=4, lora_targets=["query"])
     assert not (tmp_path / "out").exists()
 
 
