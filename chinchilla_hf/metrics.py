@@ -1,13 +1,14 @@
 """
-Metrics of text classification, regression and translation, without the Hub.
+Metrics of text classification, regression, token classification and translation, without the Hub.
 
-`evaluate.load("accuracy")` downloads a script; [`TextClassification`] and [`Translation`] are the same kind of object
-with their code here. The values come from scikit-learn, SciPy and sacreBLEU. What a metric of classification is called
-depends on the kind of problem, named as in `config.problem_type` of Transformers.
+`evaluate.load("accuracy")` downloads a script; [`TextClassification`], [`TokenClassification`] and [`Translation`] are
+the same kind of object with their code here. The values come from scikit-learn, SciPy, seqeval and sacreBLEU. What a
+metric of classification is called depends on the kind of problem, named as in `config.problem_type` of Transformers.
 """
 
 import io
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -217,6 +218,124 @@ class Translation(_LocalMetric):
     def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
         language = None if self.config_name in (None, "default") else self.config_name
         return translation_metrics(predictions, references, language)
+
+
+def tagging_metrics(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """
+    Precision, recall and F1 of entities, by seqeval (Nakayama 2018), which counts as the script of the CoNLL tasks.
+
+    Labels with a prefix (`B-PER`, `I-PER`) are entities as seqeval reads them, in IOB1, IOB2 or BIOES. Of plain labels,
+    where there is an `O`, words in a row with the same other label are one entity; where there is none, as for parts
+    of speech, every word is one.
+
+    Args:
+        predictions, references: the labels of every sentence, of as many words.
+
+    Returns:
+        What `evaluate.load("seqeval")` gives: `overall_precision`, `overall_recall` and `overall_f1` over all entities,
+        `overall_accuracy`, the share of words with the right label, and for every kind of entity a dictionary with
+        `precision`, `recall`, `f1` and `number`, of those in the references.
+
+    Raises:
+        ValueError: no sentences, or predictions that do not fit the references; the message names the sentence.
+    """
+    from seqeval.metrics import accuracy_score, classification_report
+
+    if len(predictions) != len(references) or not references:
+        raise ValueError(
+            f"there are {len(predictions)} sentences of predictions and {len(references)} of references, but needs as "
+            "many of both, at least one: check that both come from the same split"
+        )
+    for number, (guessed, true) in enumerate(zip(predictions, references, strict=True)):
+        if len(guessed) != len(true):
+            raise ValueError(
+                f"sentence {number} has {len(guessed)} predictions, but {len(true)} references: give a label a word"
+            )
+    labels = {label for row in references for label in row} | {label for row in predictions for label in row}
+    if any(label.startswith(("B-", "I-", "E-", "S-")) for label in labels):
+        prefix = ""
+    else:
+        prefix = "I-" if "O" in labels else "B-"
+    right, predicted = (
+        [[label if label == "O" else f"{prefix}{label}" for label in row] for row in rows]
+        for rows in (references, predictions)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # without any entity: the mean over no kinds, which is not used
+        report = classification_report(right, predicted, output_dict=True, zero_division=0)
+    averages = {name: report.pop(name) for name in list(report) if name.endswith(" avg")}
+    scores: dict[str, Any] = {
+        name: {
+            "precision": float(values["precision"]),
+            "recall": float(values["recall"]),
+            "f1": float(values["f1-score"]),
+            "number": int(values["support"]),
+        }
+        for name, values in report.items()
+    }
+    overall = averages["micro avg"]
+    for name, theirs in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
+        scores[f"overall_{name}"] = float(overall[theirs])
+    scores["overall_accuracy"] = float(accuracy_score(right, predicted))
+    return scores
+
+
+class TokenClassification(_LocalMetric):
+    """
+    The metrics of [`tagging_metrics`] as an `evaluate` metric.
+
+    Example:
+
+    ```python
+    >>> references = [["B-PER", "I-PER", "O"]]
+    >>> TokenClassification().compute(predictions=[["B-PER", "O", "O"]], references=references)["overall_f1"]
+    0.0
+    ```
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        value = datasets.Sequence(datasets.Value("string"))
+        return evaluate.MetricInfo(
+            description="Precision, recall and F1 of entities.",
+            citation="",
+            inputs_description="predictions, references: a list of labels a sentence, one a word.",
+            features=datasets.Features({"predictions": value, "references": value}),
+            reference_urls=["https://github.com/chakki-works/seqeval"],
+        )
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
+        return tagging_metrics(predictions, references)
+
+
+def tag_sequences(
+    predictions: np.ndarray, labels: np.ndarray, label_names: Sequence[str]
+) -> tuple[list[list[str]], list[list[str]]]:
+    """
+    Names of predictions and of labels, sentence by sentence, of the words that have a label.
+
+    Args:
+        predictions, labels: `(sentences, length)` ids; -100 in `labels` where there is nothing to predict.
+        label_names: name of every label, in the order of the ids.
+    """
+    names = np.array(list(label_names), dtype=object)
+    rows = [
+        (predicted[right != -100], right[right != -100]) for predicted, right in zip(predictions, labels, strict=True)
+    ]
+    return [names[predicted].tolist() for predicted, _ in rows], [names[right].tolist() for _, right in rows]
+
+
+def tagging_compute_metrics(label_names: Sequence[str]) -> "Callable[[EvalPrediction], dict[str, float]]":
+    """
+    `compute_metrics` beside [`token_predictions`], for a Trainer that fine-tunes a token classification model: `f1`,
+    `precision`, `recall` and `accuracy`, over all entities.
+    """
+
+    def compute_metrics(prediction: "EvalPrediction") -> dict[str, float]:
+        sequences = tag_sequences(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), label_names)
+        scores = tagging_metrics(*sequences)
+        return {name: scores[f"overall_{name}"] for name in ("f1", "precision", "recall", "accuracy")}
+
+    return compute_metrics
 
 
 def predictions_from_logits(logits: np.ndarray, problem_type: str) -> np.ndarray:

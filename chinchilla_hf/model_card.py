@@ -1,6 +1,6 @@
 """
-The model card of a text classifier, a translator or a model that answers questions: `README.md` of a checkpoint folder,
-its page on the Hub.
+The model card of a classifier of texts or of words, a translator or a model that answers questions: `README.md` of a
+checkpoint folder, its page on the Hub.
 
 Everything in it comes from the run record beside it, so that no number can stand there that no run has given.
 """
@@ -20,6 +20,7 @@ from .run_record import RunRecord, write_atomically
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
 TRANSLATION_TEMPLATE = TEMPLATE.with_name("translation_card.md.jinja")
 ANSWERING_TEMPLATE = TEMPLATE.with_name("answering_card.md.jinja")
+TAGGING_TEMPLATE = TEMPLATE.with_name("tagging_card.md.jinja")
 
 # Our metric -> its name in the card, and the name of its family in the Hub's list of metrics.
 METRIC_NAMES = {
@@ -43,6 +44,8 @@ ANSWERING_METRIC_NAMES = {
     "HasAns_f1": ("F1, questions with an answer", "f1"),
     "NoAns_f1": ("Right, questions without an answer", "accuracy"),
 }
+# The same for labels of words; `f1` and its parts are over all entities.
+TAGGING_METRIC_NAMES = {"f1": "F1", "precision": "Precision", "recall": "Recall", "accuracy": "Accuracy, of words"}
 # The names in the record of what the card says about the training, and how it says it.
 TRAINING_NAMES = {
     "steps": "Steps",
@@ -212,6 +215,55 @@ def write_answering_card(
     )
 
 
+def write_tagging_card(
+    record: RunRecord,
+    path: str | os.PathLike[str],
+    *,
+    model_name: str | None = None,
+    license: str | None = None,
+    language: str | list[str] | None = None,
+) -> None:
+    """
+    Write the card of a model that labels words, as a whole or not at all.
+
+    Args:
+        record: of a finished run of `training/tag.py`.
+        path: the card, `README.md` in the checkpoint folder.
+        model_name: title, and what to load; the name of the folder if not given.
+        license: identifier on the Hub; only you know it, so there is no default.
+        language: code (`"en"`), or several.
+
+    Raises:
+        ValueError: the run is not finished.
+        OSError: the card cannot be written; an older one is whole.
+    """
+    _check_finished(record)
+    fields = record.to_dict()
+    scores = fields["scores"]
+    baseline = scores.get("baseline") or {}
+    splits = (scores["validation"], scores["test"], baseline.get("test"))
+    _write_card(
+        fields,
+        Path(path),
+        TAGGING_TEMPLATE,
+        task="token-classification",
+        metrics=[(title, name, scores["test"][name]) for name, title in TAGGING_METRIC_NAMES.items()],
+        model_name=model_name,
+        license=license,
+        language=language,
+        score_rows=[
+            (title, *(_score(name, values, None) for values in splits)) for name, title in TAGGING_METRIC_NAMES.items()
+        ],
+        baseline=baseline.get("model"),
+        kinds=[
+            (_code(kind), *(_score(name, values, None) for name in ("precision", "recall", "f1")), values["number"])
+            for kind, values in scores.get("kinds", {}).items()
+            if values["number"]
+        ],
+        labels=[_code(name) for name in fields["data"].get("label_names", [])],
+    )
+
+
 def _write_card(
     fields: dict[str, Any],
     path: Path,
@@ -357,8 +409,13 @@ def _facts(fields: dict[str, Any]) -> list[tuple[str, str]]:
     training, machine, versions = fields["training"], fields["machine"], fields["versions"]
     facts = []
     if "parameters" in fields["model"]:
+        trained = fields["model"].get("trained_parameters", fields["model"]["parameters"])
         facts.append(
-            ("Model", f"{fields['model'].get('class', 'Model')}, {fields['model']['parameters']:,} parameters")
+            (
+                "Model",
+                f"{fields['model'].get('class', 'Model')}, {fields['model']['parameters']:,} parameters"
+                + (f", {trained:,} trained" if trained != fields["model"]["parameters"] else ""),
+            )
         )
     for key, name in TRAINING_NAMES.items():
         if training.get(key) is not None:

@@ -318,7 +318,8 @@ class FineTuningTrainer(Trainer):
 
 class QuestionAnsweringTrainer(FineTuningTrainer):
     """
-    FineTuningTrainer whose predictions come in the order of the windows, which say what part of which context they are of.
+    A `FineTuningTrainer` whose predictions come in the order of the windows, which say what part of which context they
+    are of.
 
     With batches grouped by length, Trainer would evaluate in another order. Give windows that are sorted by length.
     """

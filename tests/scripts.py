@@ -55,6 +55,7 @@ def fork_server() -> BaseContext:
         "data.labelled",
         "data.questions",
         "data.streaming",
+        "data.tagged",
         "modeling_chinchilla",
         "modeling_chinchilla_seq2seq",
         "trainer",

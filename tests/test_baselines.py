@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from chinchilla_hf import baselines
-from chinchilla_hf.baselines import tfidf_baseline
-from chinchilla_hf.metrics import confidence_interval, text_metrics
+from chinchilla_hf.baselines import tfidf_baseline, word_baseline
+from chinchilla_hf.metrics import confidence_interval, tagging_metrics, text_metrics
 
 NOUNS = ["cat", "dog", "train", "garden", "river", "violin", "lamp", "window", "bridge", "sailor", "teacher", "onion"]
 
@@ -146,3 +146,35 @@ def test_bad_input_says_what_is_expected(changes, message):
     given = {"train_texts": ["a", "b"], "train_labels": [0, 1], "test_texts": ["a"], "test_labels": [0], **changes}
     with pytest.raises(ValueError, match=message):
         tfidf_baseline(**given)
+
+
+# ---- Words of a sentence ----
+
+
+def tagged(rows, seed):
+    """Names after `by` are places, others are not: the word itself does not tell."""
+    rng = np.random.default_rng(seed)
+    tokens = [["the", rng.choice(NOUNS), rng.choice(["by", "and"]), rng.choice(NOUNS), "."] for _ in range(rows)]
+    return tokens, [["O", "O", "O", "B-PLACE" if row[2] == "by" else "O", "O"] for row in tokens]
+
+
+def test_words_are_labelled_by_those_around_them():
+    train, test = tagged(200, 0), tagged(50, 1)
+    result = word_baseline(*train, *test)
+    assert result.predictions == test[1] and result.metrics["overall_f1"] == 1.0
+    assert result.metrics == tagging_metrics(result.predictions, test[1]) and result.seconds > 0
+    assert "linear SVM" in result.model.replace("Linear", "linear")
+    assert word_baseline(*train, *test).predictions == result.predictions
+
+
+def test_ends_and_shapes_of_words_count():
+    words = [f"{stem}{end}" for stem in ("lang", "kalt", "gelb", "rund") for end in ("heit", "lich")]
+    labels = [["N" if word.endswith("heit") else "A"] for word in words]
+    unseen = [["Neuheit"], ["neulich"]]
+    result = word_baseline([[word] for word in words] * 5, labels * 5, unseen, [["N"], ["A"]])
+    assert result.metrics["overall_accuracy"] == 1.0
+
+
+def test_words_with_one_label_are_refused():
+    with pytest.raises(ValueError, match=r"all train words have the label \['O'\]"):
+        word_baseline([["a", "b"]], [["O", "O"]], [["a"]], [["O"]])

@@ -7,6 +7,7 @@ import matplotlib
 import matplotlib.image
 import numpy as np
 import pytest
+import seqeval.metrics
 import torch
 from sklearn.metrics import f1_score
 from transformers import EvalPrediction
@@ -14,6 +15,7 @@ from transformers import EvalPrediction
 from chinchilla_hf import metrics, run_record
 from chinchilla_hf.metrics import (
     TextClassification,
+    TokenClassification,
     Translation,
     classification_compute_metrics,
     confidence_interval,
@@ -21,6 +23,8 @@ from chinchilla_hf.metrics import (
     plot_confusion_matrix,
     plot_loss_curve,
     pretraining_compute_metrics,
+    tagging_compute_metrics,
+    tagging_metrics,
     text_metrics,
     token_predictions,
     translation_metrics,
@@ -312,3 +316,58 @@ def test_translation_scores_are_those_of_sacrebleu():
     assert "tok:zh" in Translation("zh").compute(predictions=["狗"], references=["狗"])["bleu_signature"]
     with pytest.raises(ValueError, match="1 predictions and 2 references"):
         translation_metrics(["a"], references)
+
+
+# ---- Entities ----
+
+
+def test_entities_are_scored_as_by_seqeval():
+    references = [["B-PER", "I-PER", "O", "B-LOC"], ["B-LOC", "B-LOC", "I-LOC"]]
+    predictions = [["B-PER", "I-PER", "O", "O"], ["B-LOC", "I-LOC", "I-LOC"]]
+    scores = tagging_metrics(predictions, references)
+    # One of three entities that are found is right, of four that are there.
+    assert scores["overall_precision"] == 0.5 and scores["overall_recall"] == 0.25
+    assert scores["overall_f1"] == pytest.approx(seqeval.metrics.f1_score(references, predictions)) == 1 / 3
+    assert scores["overall_accuracy"] == 5 / 7
+    assert scores["PER"] == {"precision": 1.0, "recall": 1.0, "f1": 1.0, "number": 1}
+    assert scores["LOC"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "number": 3}
+
+
+def test_plain_labels_are_runs_where_there_is_an_o_and_words_where_there_is_none():
+    scores = tagging_metrics([["LOC", "LOC", "O", "O"]], [["LOC", "LOC", "O", "PER"]])
+    assert scores["LOC"]["number"] == 1 and scores["overall_recall"] == 0.5 and scores["overall_precision"] == 1
+    scores = tagging_metrics([["NN", "NNS", "VBZ"]], [["NN", "NN", "VBZ"]])
+    assert scores["NN"]["number"] == 2 and scores["VBZ"]["f1"] == 1
+    assert scores["overall_f1"] == pytest.approx(2 / 3) == scores["overall_accuracy"]
+
+
+def test_sentences_without_any_entity_have_no_f1_and_no_warning():
+    scores = tagging_metrics([["O", "O"]], [["O", "O"]])
+    assert scores["overall_f1"] == 0 and scores["overall_accuracy"] == 1
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "message"),
+    [
+        ([], [], "0 sentences of predictions and 0 of references"),
+        ([["O"]], [["O"], ["O"]], "1 sentences of predictions and 2 of references"),
+        ([["O"], ["O"]], [["O"], ["O", "O"]], "sentence 1 has 1 predictions, but 2 references"),
+    ],
+)
+def test_entities_that_do_not_fit_together_are_refused(predictions, references, message):
+    with pytest.raises(ValueError, match=message):
+        tagging_metrics(predictions, references)
+
+
+def test_entities_through_the_interface_of_evaluate():
+    metric = TokenClassification()
+    metric.add_batch(predictions=[["B-PER", "O"]], references=[["B-PER", "O"]])
+    metric.add(prediction=["B-LOC"], reference=["O"])
+    assert metric.compute() == tagging_metrics([["B-PER", "O"], ["B-LOC"]], [["B-PER", "O"], ["O"]])
+
+
+def test_trainer_metrics_of_entities_skip_what_has_no_label():
+    labels = np.array([[-100, 1, -100, 2, 0, -100], [-100, 1, 0, -100, -100, -100]])
+    predictions = np.array([[0, 1, 0, 2, 0, 2], [2, 1, 1, 0, 0, 0]])
+    scores = tagging_compute_metrics(["O", "B-X", "I-X"])(EvalPrediction(predictions, labels))
+    assert scores == {"f1": pytest.approx(0.8), "precision": pytest.approx(2 / 3), "recall": 1.0, "accuracy": 0.8}

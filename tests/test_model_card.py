@@ -6,7 +6,14 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from chinchilla_hf import run_record
-from chinchilla_hf.model_card import ANSWERING_TEMPLATE, TEMPLATE, write_answering_card, write_model_card
+from chinchilla_hf.model_card import (
+    ANSWERING_TEMPLATE,
+    TAGGING_TEMPLATE,
+    TEMPLATE,
+    write_answering_card,
+    write_model_card,
+    write_tagging_card,
+)
 from chinchilla_hf.run_record import RunRecord
 
 
@@ -209,7 +216,7 @@ def test_a_failed_write_leaves_the_old_card(path, monkeypatch):
 
 
 def test_templates_are_part_of_the_package():
-    assert TEMPLATE.is_file() and ANSWERING_TEMPLATE.is_file()
+    assert all(template.is_file() for template in (TEMPLATE, ANSWERING_TEMPLATE, TAGGING_TEMPLATE))
 
 
 @pytest.mark.parametrize("threshold", [None, -1.25])
@@ -250,3 +257,51 @@ def test_the_card_of_a_model_that_answers_questions(path, threshold):
     assert "- `` Who `barks`? ``\n  - answer: (no answer)\n  - reference: `the dog`" in text
     with pytest.raises(ValueError, match="'running'"):
         write_answering_card(finished_record(status="running"), path, samples=[])
+
+
+# ---- Labels of words ----
+
+
+def tagging_record(**changes):
+    test = {"f1": 0.9567, "precision": 0.9512, "recall": 0.9623, "accuracy": 0.9731}
+    kinds = {
+        "NP": {"precision": 0.9632, "recall": 0.9671, "f1": 0.9651, "number": 12422},
+        "INTJ": {"precision": 0.0, "recall": 0.0, "f1": 0.0, "number": 0},
+    }
+    baseline = {"model": "Linear SVM on words (C=0.1)", "test": dict.fromkeys(test, 0.9111), "seconds": 30.0}
+    fields = {
+        "task": "token-classification",
+        "data": {"name": "conll2000", "rows": {"train": 8489, "test": 2012}, "label_names": ["O", "B-NP", "I-NP"]},
+        "model": {
+            "class": "ChinchillaForTokenClassification",
+            "parameters": 22574231,
+            "trained_parameters": 230039,
+            "base_model": "me/base",
+        },
+        "scores": {"validation": dict.fromkeys(test, 0.9444), "test": test, "kinds": kinds, "baseline": baseline},
+    }
+    return finished_record(**fields | changes)
+
+
+def test_card_of_labels_of_words(path):
+    write_tagging_card(tagging_record(), path, license="mit", language="en")
+    text = path.read_text(encoding="utf-8")
+    metadata = ModelCard.load(path).data
+    assert (metadata.pipeline_tag, metadata.base_model, metadata.license) == ("token-classification", "me/base", "mit")
+    assert {result.metric_type: result.metric_value for result in metadata.eval_results}["f1"] == 0.9567
+    assert "| F1 | 0.9444 | 0.9567 | 0.9111 |" in text and "| `NP` | 0.9632 | 0.9671 | 0.9651 | 12,422 |" in text
+    assert "INTJ" not in text  # there are none to find
+    assert 'pipeline("token-classification", "my-classifier", aggregation_strategy="first"' in text
+    assert "22,574,231 parameters, 230,039 trained" in text and "fine-tuned from `me/base` on `conll2000`" in text
+    assert "train 8,489 sentences, test 2,012 sentences" in text and "`O`, `B-NP`, `I-NP`" in text
+
+
+def test_card_of_labels_of_words_without_baseline_and_from_scratch(path):
+    record = tagging_record(model={"class": "C", "parameters": 5, "base_model": None})
+    del record.scores["baseline"]
+    write_tagging_card(record, path)
+    text = path.read_text(encoding="utf-8")
+    assert "| F1 | 0.9444 | 0.9567 |\n" in text and "trained from scratch" in text and "baseline" not in text
+    assert "C, 5 parameters |" in text
+    with pytest.raises(ValueError, match="status of the run record is 'running'"):
+        write_tagging_card(tagging_record(status="running"), path)

@@ -279,6 +279,7 @@ RECIPES = {
     "answer": ["policyqa"],
     "classify": ["tweet_sentiment", "clinc150"],
     "pretrain": ["encoder", "decoder"],
+    "tag": ["conll2000"],
     "translate": ["multi30k"],
 }
 

@@ -98,13 +98,13 @@ class TableReader:
             return self._file(path)
         if path.is_dir():
             return self._folder(path, dataset_config)
-        if path.is_absolute() or dataset.startswith((".", "~")) or dataset.count("/") > 1 or _suffix(path):
+        if path.is_absolute() or dataset.startswith((".", "~")) or dataset.count("/") > 1 or table_suffix(path):
             raise FileNotFoundError(f"there is no file or folder {dataset!r} (the current folder is {Path.cwd()})")
         return _from_hub(dataset, dataset_config)
 
     def _file(self, path: Path) -> dict[str, Dataset]:
         """One table, called `train`, unless the file is a JSON object of splits."""
-        suffix = _suffix(path)
+        suffix = table_suffix(path)
         with self.explained(path):
             if suffix == ".parquet":
                 # `datasets` cannot read a Parquet file without rows.
@@ -199,11 +199,11 @@ class TableReader:
         # {path: its parts inside the folder}, without hidden files and folders
         inside = {path: path.relative_to(folder).parts for path in sorted(folder.rglob("*")) if path.is_file()}
         inside = {path: parts for path, parts in inside.items() if not any(part.startswith(".") for part in parts)}
-        tables = {path: parts for path, parts in inside.items() if _suffix(path)}
+        tables = {path: parts for path, parts in inside.items() if table_suffix(path)}
         texts = {path: parts for path, parts in inside.items() if path.suffix == ".txt"}
         if not tables and any(len(parts) > 1 for parts in texts.values()):
             return self._text_folder(texts, folder)
-        tables = tables or {path: parts for path, parts in texts.items() if _split_in(parts)}
+        tables = tables or {path: parts for path, parts in texts.items() if split_in(parts)}
         if tables:
             return self._table_folder(tables, folder)
         if len(texts) > 1:
@@ -214,11 +214,11 @@ class TableReader:
         )
 
     def _table_folder(self, files: dict[Path, tuple[str, ...]], folder: Path) -> dict[str, Dataset]:
-        if len(files) == 1 and not any(map(_split_in, files.values())):
+        if len(files) == 1 and not any(map(split_in, files.values())):
             return self._file(next(iter(files)))
         shards: dict[str, list[Dataset]] = {}
         for path, parts in files.items():
-            split = _split_in(parts)
+            split = split_in(parts)
             if split:
                 shards.setdefault(split, []).append(one_table(self._file(path), split, None, str(path)))
             else:
@@ -258,13 +258,13 @@ class TableReader:
         return Dataset.from_dict(columns)
 
 
-def _suffix(path: Path) -> str:
+def table_suffix(path: Path) -> str:
     """`.csv` for `a.csv` and `a.csv.gz`; nothing for a file that is no table."""
     name = path.with_suffix("") if path.suffix.lower() in COMPRESSION_SUFFIXES else path
     return name.suffix.lower() if name.suffix.lower() in TABLE_SUFFIXES else ""
 
 
-def _split_in(parts: tuple[str, ...]) -> str | None:
+def split_in(parts: tuple[str, ...]) -> str | None:
     """The split that a word of a file's name names, or else of its folders."""
     for part in reversed(parts):
         for word in re.split(r"[^a-z]+", part.lower()):
@@ -287,7 +287,7 @@ def _from_hub(name: str, config: str | None) -> dict[str, Dataset]:
 
 def _from_json(text: str, path: Path) -> dict[str, Dataset]:
     """One JSON value, or a row a line."""
-    if _suffix(path) == ".json":
+    if table_suffix(path) == ".json":
         try:
             return _from_json_value(json.loads(text), path)
         except json.JSONDecodeError as error:
