@@ -332,6 +332,14 @@ def test_a_run_whose_checkpoints_are_all_half_written_starts_at_the_beginning(ru
     assert os.listdir(run) == [RUN_RECORD]
 
 
+def test_a_checkpoint_may_hold_what_lora_trains_alone(run):
+    last = list_checkpoints(run)[-1]
+    (last / "model.safetensors").rename(last / "adapter_model.safetensors")
+    assert last_whole_checkpoint(run) == last
+    (last / "adapter_model.safetensors").write_bytes(b"\0" * 100)
+    assert last_whole_checkpoint(run) != last and not last.exists()
+
+
 # The result
 
 

@@ -144,11 +144,12 @@ def test_half_precision_becomes_float32(tmp_path):
 # ---- Freezing ----
 
 
-def changed_by_training(tmp_path, rows, options, **overrides) -> tuple[set[str], set[str]]:
+def changed_by_training(tmp_path, rows, options, activation_checkpointing=False) -> tuple[set[str], set[str]]:
     """Names of the parameters that a training changed, and of those that it left."""
-    model = make_tagger(**overrides)
+    model = make_tagger(type_vocab_size=0)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    trainer = make_trainer(tmp_path, prepare_transfer(model, options), rows, options.layer_decay)
+    arguments = {"activation_checkpointing": activation_checkpointing}
+    trainer = make_trainer(tmp_path, prepare_transfer(model, options), rows, options.layer_decay, **arguments)
     trainer.train()
     after = plain_model(trainer.model).state_dict()
     assert list(after) == list(before)
@@ -168,7 +169,7 @@ def test_all_layers_frozen_leave_the_head(tmp_path, rows):
 
 
 def test_a_frozen_table_of_tokens(tmp_path, rows):
-    changed, left = changed_by_training(tmp_path, rows, TransferArguments(freeze_embeddings=True), type_vocab_size=0)
+    changed, left = changed_by_training(tmp_path, rows, TransferArguments(freeze_embeddings=True))
     assert left == {"model.embeddings.embed_tokens.weight"} and "model.embeddings.norm.weight" in changed
 
 
@@ -231,10 +232,11 @@ def with_updates(options: TransferArguments, model=None):
     return model
 
 
-def test_lora_trains_its_updates_and_the_head_only(tmp_path, rows):
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_lora_trains_its_updates_and_the_head_only(tmp_path, rows, checkpointing):
     pytest.importorskip("peft")
     options = TransferArguments(lora_rank=2, lora_targets=["q_proj", "up_proj"])
-    changed, _ = changed_by_training(tmp_path, rows, options)
+    changed, _ = changed_by_training(tmp_path, rows, options, activation_checkpointing=checkpointing)
     matrices = {f"model.layers.{i}.{name}.weight" for i in (0, 1) for name in ("self_attn.q_proj", "mlp.up_proj")}
     assert changed == matrices | {"classifier.weight", "classifier.bias"}
 
@@ -282,7 +284,7 @@ def test_a_plain_model_has_the_updates_even_if_nobody_merged_them():
         torch.testing.assert_close(plain_model(model)(ids).logits, before, atol=1e-5, rtol=1e-5)
 
 
-def test_lora_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path, rows):
+def test_lora_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path, rows, recwarn):
     pytest.importorskip("peft")
     options = TransferArguments(lora_rank=2, lora_dropout=0.2, layer_decay=0.8)
     torch.manual_seed(3)
@@ -303,6 +305,7 @@ def test_lora_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path, rows):
     resumed = run("resumed", resume_from_checkpoint=str(checkpoint))
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
     assert not torch.equal(whole["classifier.weight"], start.classifier.weight)
+    assert not [warning for warning in recwarn if "peft" in warning.filename]  # of looking for something on the Hub
 
 
 def test_what_is_trained_is_said_in_one_line():
