@@ -284,7 +284,7 @@ def test_a_plain_model_has_the_updates_even_if_nobody_merged_them():
         torch.testing.assert_close(plain_model(model)(ids).logits, before, atol=1e-5, rtol=1e-5)
 
 
-def test_lora_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path, rows, recwarn):
+def test_lora_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path, rows):
     pytest.importorskip("peft")
     options = TransferArguments(lora_rank=2, lora_dropout=0.2, layer_decay=0.8)
     torch.manual_seed(3)
@@ -305,7 +305,16 @@ def test_lora_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path, rows, recwarn
     resumed = run("resumed", resume_from_checkpoint=str(checkpoint))
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
     assert not torch.equal(whole["classifier.weight"], start.classifier.weight)
-    assert not [warning for warning in recwarn if "peft" in warning.filename]  # of looking for something on the Hub
+
+
+def test_a_checkpoint_of_lora_is_written_without_a_look_at_the_hub(tmp_path, monkeypatch):
+    pytest.importorskip("peft")
+    model = make_tagger()
+    model.config._name_or_path = model.name_or_path = "me/base"
+    asked = []
+    monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", lambda *name: asked.append(name))
+    prepare_transfer(model, TransferArguments(lora_rank=2)).save_pretrained(tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").is_file() and not asked
 
 
 def test_what_is_trained_is_said_in_one_line():
