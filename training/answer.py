@@ -26,14 +26,12 @@ from transformers import (
     AutoTokenizer,
     EarlyStoppingCallback,
     EvalPrediction,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
 
 from chinchilla_hf import ChinchillaForQuestionAnswering
 from chinchilla_hf.answer_metrics import score_windows
-from chinchilla_hf.conversion import load_or_convert
 from chinchilla_hf.data.questions import QuestionData, QuestionWindows, WindowCollator, load_questions
 from chinchilla_hf.hub import check_access, push_folder
 from chinchilla_hf.model_card import write_answering_card
@@ -46,9 +44,18 @@ from chinchilla_hf.output_folder import (
 from chinchilla_hf.pipeline_chinchilla_answering import MAX_LENGTH, STRIDE, WindowCutter
 from chinchilla_hf.processes import closed_process_group, keep_freed_memory
 from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
-from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, peak_memory_bytes
+from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, describe_training
 from chinchilla_hf.trainer import QuestionAnsweringTrainer
 from chinchilla_hf.training_arguments import FineTuningArguments, choose_attention, result_neutral_options
+from chinchilla_hf.transfer import (
+    TransferArguments,
+    check_transfer,
+    count_trained,
+    describe_trained,
+    load_for_task,
+    plain_model,
+    prepare_transfer,
+)
 
 logger = logging.getLogger("answer")
 
@@ -150,7 +157,7 @@ class RunArguments(FineTuningArguments):
     language: str | None = field(default=None, metadata={"help": "Language code for the model card, such as en."})
 
 
-OPTIONS = (DataArguments, ModelArguments, RunArguments)
+OPTIONS = (DataArguments, ModelArguments, TransferArguments, RunArguments)
 
 
 def load(options: DataArguments) -> QuestionData:
@@ -159,16 +166,19 @@ def load(options: DataArguments) -> QuestionData:
     return load_questions(dataset, seed=seed, **arguments)
 
 
-def load_model(options: ModelArguments) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+def load_model(
+    options: ModelArguments, transfer: TransferArguments
+) -> tuple[PreTrainedTokenizerBase, ChinchillaForQuestionAnswering, str]:
+    """From the checkpoint; and a line that says what is from there."""
     location = resolve_location(options.model)
     chosen = {
         name: getattr(options, name)
         for name in ("hidden_dropout", "attention_dropout")
         if getattr(options, name) is not None
     }
-    # Weights in half precision would lose small updates; mixed precision keeps them in float32.
-    model = load_or_convert(location, ChinchillaForQuestionAnswering, **chosen).float()
-    return AutoTokenizer.from_pretrained(location), model
+    model, origin = load_for_task(location, ChinchillaForQuestionAnswering, name=options.model, **chosen)
+    check_transfer(model, transfer)
+    return AutoTokenizer.from_pretrained(location), model, origin
 
 
 def make_cutter(options: ModelArguments, tokenizer: PreTrainedTokenizerBase, positions: int) -> WindowCutter:
@@ -203,7 +213,7 @@ def report(scores: dict[str, dict[str, float]]) -> str:
 
 @closed_process_group()
 def main() -> None:
-    data_options, model_options, options = parse_recipe(OPTIONS, DEFAULT_RECIPE, __doc__)
+    data_options, model_options, transfer, options = parse_recipe(OPTIONS, DEFAULT_RECIPE, __doc__)
     logging.basicConfig(
         format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=options.get_process_log_level()
     )
@@ -218,9 +228,11 @@ def main() -> None:
         folder = Path(options.output_dir)
         data = load(data_options)
         arguments = {
-            name: value for part in (data_options, model_options) for name, value in dataclasses.asdict(part).items()
+            name: value
+            for part in (data_options, model_options, transfer)
+            for name, value in dataclasses.asdict(part).items()
         } | options.to_dict()
-        tokenizer, model = load_model(model_options)
+        tokenizer, model, origin = load_model(model_options, transfer)
         cutter = make_cutter(model_options, tokenizer, model.config.max_position_embeddings)
         windows = {
             name: QuestionWindows(split, cutter, data_options.on_bad_row, sort=name != "train")
@@ -252,10 +264,14 @@ def main() -> None:
         if options.push_to_hub:
             check_access(options)
     train = windows["train"]
+    lengths = train.lengths
+    mean_length = sum(lengths) / len(lengths)
+    model = prepare_transfer(model, transfer)
+    record.model["trained_parameters"] = count_trained(model)
     if main_process:
         print(
-            f"{data.summary()}; {len(train):,} training windows of {train.num_tokens / len(train):.0f} tokens on "
-            f"average; answers of up to {max_answer_length} tokens"
+            f"{data.summary()}; {len(train):,} training windows of {mean_length:.0f} tokens on "
+            f"average; answers of up to {max_answer_length} tokens\n{origin}\n{describe_trained(model, transfer)}"
         )
         for name, of_split in windows.items():
             if of_split.num_bad:
@@ -265,7 +281,6 @@ def main() -> None:
                 "%d training answers are whole in no window, and are not learned: raise --stride", train.num_cut
             )
 
-    mean_length = train.num_tokens / len(train)
     model.set_attn_implementation(model_options.attn_implementation or choose_attention(options, mean_length))
     # Trainer would push every checkpoint; the finished folder is pushed once, at the end.
     push_to_hub, options.push_to_hub = options.push_to_hub, False
@@ -279,6 +294,7 @@ def main() -> None:
     trainer = QuestionAnsweringTrainer(
         model,
         options,
+        layer_decay=transfer.layer_decay,
         train_dataset=train,
         eval_dataset=windows["validation"],
         data_collator=WindowCollator(tokenizer.pad_token_id),
@@ -310,21 +326,11 @@ def main() -> None:
         "max_answer_length": max_answer_length,
         "no_answer_threshold": threshold,
     }
-    epochs = trainer.state.epoch or 0.0
-    record.training |= {
-        "steps": trainer.state.global_step,
-        "epochs": epochs,
-        "examples": round(epochs * len(train)),
-        "tokens": round(epochs * train.num_tokens),
-        "seconds": result.metrics["train_runtime"],
-        "flops": trainer.state.total_flos,
-        "seed": options.seed,
-        "best_step": trainer.state.best_global_step,
-        "peak_memory_bytes": peak_memory_bytes(),
-        "question_answering": settings,
+    record.training |= describe_training(trainer.state, lengths, result.metrics["train_runtime"], options.seed) | {
+        "question_answering": settings
     }
 
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = plain_model(trainer.accelerator.unwrap_model(trainer.model))
     model.config.question_answering = settings  # the pipeline does as the training did
     save_model_folder(model, tokenizer, folder)
     record.status = "finished"

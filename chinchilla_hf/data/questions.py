@@ -348,9 +348,9 @@ class QuestionWindows(torch.utils.data.Dataset):
         return len(self.questions[number].ids) + window.last - window.first + self.cutter.num_special_tokens
 
     @property
-    def num_tokens(self) -> int:
-        """Of all rows, special ones included."""
-        return sum(map(self._length, self._windows))
+    def lengths(self) -> list[int]:
+        """Tokens of every row, special ones included."""
+        return list(map(self._length, self._windows))
 
     def __len__(self) -> int:
         return len(self._windows)

@@ -126,6 +126,24 @@ def test_learns_where_people_live(answer, tmp_path, checkpoints):
         answer(dataset=data, model=checkpoints / "chinchilla", output_dir=out, **FAST)
 
 
+def test_learns_by_updates_of_low_rank(answer, tmp_path, checkpoints):
+    data, out = write(tmp_path / "data.jsonl", questions(300)), tmp_path / "out"
+    options = FAST | {"learning_rate": 2e-2, "lora_rank": 8, "layer_decay": 0.9}
+    printed = answer(dataset=data, model=checkpoints / "chinchilla", output_dir=out, **options)
+    assert f"from {checkpoints / 'chinchilla'}: the body; fresh: qa_outputs (66 parameters)" in printed
+    assert "LoRA of rank 8; rates 0.9 times those of the next layer" in printed
+    record, weights = read_record(out), load_file(out / "model.safetensors")
+    assert record.model["trained_parameters"] < record.model["parameters"] and record.scores["test"]["f1"] > 60
+    assert set(weights) == set(ChinchillaForQuestionAnswering.from_pretrained(out).state_dict())
+    body = load_file(checkpoints / "chinchilla" / "model.safetensors")
+    name = "model.embeddings.embed_tokens.weight"
+    assert torch.equal(weights[name], body[name])  # frozen
+    assert not torch.equal(weights["model.layers.0.mlp.up_proj.weight"], body["model.layers.0.mlp.up_proj.weight"])
+    question = questions(1, seed=9)[0]
+    pipe = pipeline("chinchilla-question-answering", str(out))
+    assert pipe(question=question["question"], context=question["context"])["answer"]
+
+
 def test_learns_when_there_is_no_answer(answer, tmp_path, checkpoints):
     """From a BERT, on files in the form of SQuAD 2."""
     for split, rows in (
@@ -248,6 +266,7 @@ BAD_OPTIONS = {
     "more tokens than positions": ({"max_length": 64}, "--max_length is 64, but the model has 48 positions"),
     "no room": ({"stride": 30}, "max_length is 32 and stride 30"),
     "no answer": ({"max_answer_length": 0}, "--max_answer_length is 0"),
+    "no such layer": ({"lora_rank": 2, "lora_targets": ["query"]}, "lora_targets has 'query'"),
     "no such model": ({"model": "/no/such/folder"}, "/no/such/folder"),
 }
 
