@@ -279,10 +279,10 @@ class ChinchillaAttention(nn.Module):
             return query, key, value
         states = nn.functional.linear(hidden_states, *joined).view(*hidden_states.shape[:-1], -1, self.head_dim)
         queries, keys, values = (projection.out_features // self.head_dim for projection in self.projections)
-        turned, value = states.split((queries + keys, values), dim=2)
+        turned, value = states.split_with_sizes((queries + keys, values), dim=2)
         if position_embeddings is not None:
             turned = apply_rotary_pos_emb(turned, *position_embeddings)
-        return *turned.split((queries, keys), dim=2), value
+        return *turned.split_with_sizes((queries, keys), dim=2), value
 
     def _joined_projections(
         self, hidden_states: torch.Tensor, cache: Cache | None
@@ -291,7 +291,7 @@ class ChinchillaAttention(nn.Module):
         Weight and bias of all three projections, where a small model writes a text on a CPU: there the call of a layer
         costs more than its product. Made anew behind every prompt, and kept with the keys and values of the text.
         """
-        if cache is None or self.layer_idx >= len(cache.layers) or hidden_states.device.type != "cpu":
+        if cache is None or self.layer_idx >= len(cache.layers) or not hidden_states.is_cpu:
             return None
         kept = cache.layers[self.layer_idx]
         if type(kept) is not DynamicLayer or torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -334,14 +334,9 @@ class ChinchillaAttention(nn.Module):
     def attention_function(self, query: torch.Tensor, to_encoder: bool) -> Callable:
         """That of the backend that the config names. `query`: `(batch, length, heads, head_dim)`."""
         implementation = self.config._attn_implementation
-        if (
-            implementation == "sdpa"
-            and query.device.type == "cpu"
-            and (query.shape[1] == 1 or (to_encoder and query.shape[1] <= 16))
-            and self.num_key_value_groups == 1
-            and not torch.is_grad_enabled()
-            and not torch.compiler.is_compiling()
-        ):
+        length = query.shape[1]
+        few = query.is_cpu and (length == 1 or (length <= 16 and to_encoder)) and self.num_key_value_groups == 1
+        if few and implementation == "sdpa" and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
             return few_queries_attention_forward
         return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
 
