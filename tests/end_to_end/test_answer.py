@@ -133,7 +133,7 @@ def test_learns_by_updates_of_low_rank(answer, tmp_path, checkpoints):
     assert f"from {checkpoints / 'chinchilla'}: the body; fresh: qa_outputs (66 parameters)" in printed
     assert "LoRA of rank 8; rates 0.9 times those of the next layer" in printed
     record, weights = read_record(out), load_file(out / "model.safetensors")
-    assert record.model["trained_parameters"] < record.model["parameters"] and record.scores["test"]["f1"] > 60
+    assert record["model"]["trained_parameters"] < record["model"]["parameters"] and record["scores"]["test"]["f1"] > 60
     assert set(weights) == set(ChinchillaForQuestionAnswering.from_pretrained(out).state_dict())
     body = load_file(checkpoints / "chinchilla" / "model.safetensors")
     name = "model.embeddings.embed_tokens.weight"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from scripts import read_record, run_forked, run_script, words
+from test_classify import RESULT_FILES
 from transformers import BertConfig, BertForMaskedLM, pipeline
 
 import chinchilla_hf
@@ -24,19 +25,6 @@ TINY = {
     "hidden_dropout": 0,
 }
 FAST = {"learning_rate": 1e-2, "num_train_epochs": 6, "per_device_train_batch_size": 8, "disable_tqdm": True}
-RESULT_FILES = {
-    "README.md",
-    "config.json",
-    "configuration_chinchilla.py",
-    "model.safetensors",
-    "modeling_chinchilla.py",
-    "modeling_chinchilla_block.py",
-    "modeling_chinchilla_loss.py",
-    "modeling_chinchilla_pretrained.py",
-    "run.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-}
 
 FIRST = ["Jörg", "Anna", "Zoë", "Ömer", "Paul"]
 LAST = ["Müller", "Weiß", "Groß", "Schäfer", "Özgür"]
