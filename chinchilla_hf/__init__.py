@@ -35,6 +35,7 @@ _MODULE_OF = {
     "ChinchillaSeq2SeqModel": "modeling_chinchilla_seq2seq",
     "ChinchillaSeq2SeqPreTrainedModel": "modeling_chinchilla_seq2seq",
     "ChinchillaTranslationPipeline": "pipeline_chinchilla",
+    "ChinchillaZeroShotPipeline": "pipeline_chinchilla_zero_shot",
     "train_tokenizer": "tokenization",
 }
 
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     )
     from .pipeline_chinchilla import ChinchillaTranslationPipeline
     from .pipeline_chinchilla_answering import ChinchillaQuestionAnsweringPipeline
+    from .pipeline_chinchilla_zero_shot import ChinchillaZeroShotPipeline
     from .tokenization import train_tokenizer
 
 

@@ -50,7 +50,7 @@ FAMILIES = {
 _CONFIGURATION_AUTO = "transformers.models.auto.configuration_auto"
 _MODELING_AUTO = "transformers.models.auto.modeling_auto"
 _PIPELINES = "transformers.pipelines"
-# Module of ours -> task, the pipeline's class, and the Auto class of its models.
+# Module of ours -> task, the pipeline's class, and the Auto class of its models, which may be the module's own.
 PIPELINES = {
     f"{__package__}.pipeline_chinchilla": (
         "chinchilla-translation",
@@ -61,6 +61,11 @@ PIPELINES = {
         "chinchilla-question-answering",
         "ChinchillaQuestionAnsweringPipeline",
         "AutoModelForQuestionAnswering",
+    ),
+    f"{__package__}.pipeline_chinchilla_zero_shot": (
+        "chinchilla-zero-shot-classification",
+        "ChinchillaZeroShotPipeline",
+        "AutoModelForZeroShot",
     ),
 }
 
@@ -93,7 +98,8 @@ def _add_pipelines(_: ModuleType) -> None:
         ours = importlib.import_module(name)
         registry = importlib.import_module(_PIPELINES).PIPELINE_REGISTRY
         if task not in registry.supported_tasks:
-            registry.register_pipeline(task, getattr(ours, class_name), pt_model=getattr(transformers, auto_class))
+            model_class = getattr(ours if hasattr(ours, auto_class) else transformers, auto_class)
+            registry.register_pipeline(task, getattr(ours, class_name), pt_model=model_class)
 
 
 def _add_config_names(configuration_auto: ModuleType) -> None:
