@@ -10,13 +10,13 @@ better than the linear SVM and takes four times as long.
 import dataclasses
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 from sklearn.feature_extraction import DictVectorizer
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import Ridge
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import normalize
@@ -74,9 +74,13 @@ def tfidf_baseline(
     seed: int = 0,
     train_text_pairs: Sequence[str] | None = None,
     test_text_pairs: Sequence[str] | None = None,
+    symbols: Callable[[str], list[str]] | None = None,
 ) -> TfidfBaseline:
     """
     Train a linear model on TF-IDF of words (1-2) and of characters within words (1-4), and score it on the test rows.
+
+    Of what is not prose, on how often each symbol, pair and triple of symbols occurs: there, how much there is of a
+    thing may be what counts.
 
     The penalty is chosen on train rows that are left out for that; the test rows are used once, at the end.
 
@@ -90,6 +94,7 @@ def tfidf_baseline(
         train_text_pairs: the second text of every row, for pairs. Each side has features of its own, and so has what
             the sides share and what only one of them has: the answer is hardly ever in one side.
         test_text_pairs: as for training.
+        symbols: cuts what is not prose into its symbols.
 
     Raises:
         ValueError: texts that are not strings, numbers of rows that differ, one side of a pair missing, or a single
@@ -107,11 +112,12 @@ def tfidf_baseline(
         )
 
     start = time.perf_counter()
-    train_features, test_features = _features(train_columns, test_columns)
+    vectorizers = _vectorizers(len(train_columns[0]), symbols)
+    train_features, test_features = _features(vectorizers, train_columns, test_columns)
     best = _choose(list(_models(problem_type, seed)), train_features, train_labels, problem_type, seed)
     predictions = _fit(best, train_features, train_labels).predict(test_features)
     return TfidfBaseline(
-        model=_name(best),
+        model=_name(best, "TF-IDF" if symbols is None else "n-grams of symbols"),
         metrics=text_metrics(predictions, test_labels, problem_type),
         predictions=predictions,
         seconds=time.perf_counter() - start,
@@ -143,12 +149,12 @@ def _models(problem_type: str, seed: int) -> Iterator[Any]:
         yield OneVsRestClassifier(svm) if problem_type == "multi_label_classification" else svm
 
 
-def _name(model: Any) -> str:
+def _name(model: Any, features: str) -> str:
     if isinstance(model, Ridge):
-        return f"TF-IDF + ridge regression (alpha={model.alpha:g})"
+        return f"{features} + ridge regression (alpha={model.alpha:g})"
     if isinstance(model, OneVsRestClassifier):
-        return f"TF-IDF + a linear SVM a label (C={model.estimator.C:g})"
-    return f"TF-IDF + linear SVM (C={model.C:g})"
+        return f"{features} + a linear SVM a label (C={model.estimator.C:g})"
+    return f"{features} + linear SVM (C={model.C:g})"
 
 
 def _fit(model: Any, features: sparse.csr_matrix, labels: np.ndarray) -> Any:
@@ -176,17 +182,25 @@ def _choose(models: list[Any], features: sparse.csr_matrix, labels: np.ndarray, 
     return max(models, key=held_out_score)
 
 
+def _vectorizers(train_rows: int, symbols: Callable[[str], list[str]] | None) -> list[CountVectorizer]:
+    min_df = 2 if train_rows >= MIN_ROWS_FOR_RARE else 1
+    if symbols is not None:
+        options = {"tokenizer": symbols, "token_pattern": None, "lowercase": False}
+        return [CountVectorizer(ngram_range=(1, 3), min_df=min_df, dtype=np.float64, **options)]
+    return [
+        # Marks stand for themselves: "!" and ":)" say much about a sentiment.
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[^\w\s]"),
+        # Single characters are words in Chinese.
+        TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), sublinear_tf=True, min_df=min_df),
+    ]
+
+
 def _features(
-    train_columns: list[Sequence[str]], test_columns: list[Sequence[str]]
+    vectorizers: list[CountVectorizer], train_columns: list[Sequence[str]], test_columns: list[Sequence[str]]
 ) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
     """`(rows, features)` of train and test. Only train texts decide which n-grams there are and what they weigh."""
-    min_df = 2 if len(train_columns[0]) >= MIN_ROWS_FOR_RARE else 1
-    # Marks stand for themselves: "!" and ":)" say much about a sentiment.
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
-    # Single characters are words in Chinese.
-    characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), sublinear_tf=True, min_df=min_df)
     train_blocks, test_blocks = [], []
-    for vectorizer in (words, characters):
+    for vectorizer in vectorizers:
         vectorizer.fit([text for column in train_columns for text in column])
         train_blocks += _blocks([vectorizer.transform(column) for column in train_columns])
         test_blocks += _blocks([vectorizer.transform(column) for column in test_columns])

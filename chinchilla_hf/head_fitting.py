@@ -204,3 +204,17 @@ def _labels(rows: Dataset, config: Any) -> np.ndarray:
             "num_labels and problem_type"
         )
     return labels
+
+
+@torch.no_grad()
+def scale_regression_head(model: ChinchillaForSequenceClassification, labels: Any) -> None:
+    """
+    Give what a fresh head predicts the mean and the spread of the labels, where the training would have to find them.
+
+    Args:
+        model: its head has random weights.
+        labels: `(rows,)` or `(rows, num_labels)` numbers of the training rows.
+    """
+    values = torch.as_tensor(np.asarray(labels), dtype=torch.float).view(len(labels), -1)
+    model.classifier.weight.mul_(values.std(dim=0, keepdim=True).T)
+    model.classifier.bias.copy_(values.mean(dim=0))

@@ -57,7 +57,13 @@ class ScratchArguments:
 
     tokenizer_algorithm: str = field(
         default="wordpiece",
-        metadata={"help": "Kind of tokenizer.", "choices": ["wordpiece", "bpe", "unigram"]},
+        metadata={
+            "help": "Kind of tokenizer; symbols for what is not prose, such as SMILES.",
+            "choices": ["wordpiece", "bpe", "unigram", "symbols"],
+        },
+    )
+    symbol_pattern: str | None = field(
+        default=None, metadata={"help": "Regular expression of a symbol, for symbols. Default: a character."}
     )
     lowercase: bool = field(default=False, metadata={"help": "Put all texts in lower case."})
     vocab_size: int = field(default=8192, metadata={"help": "Number of tokens."})
@@ -124,6 +130,7 @@ def start_model(
         algorithm=shape.tokenizer_algorithm,
         vocab_size=shape.vocab_size,
         lowercase=shape.lowercase,
+        symbol_pattern=shape.symbol_pattern,
         model_max_length=max_length,
     )
     config = ChinchillaConfig(

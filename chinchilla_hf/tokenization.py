@@ -1,9 +1,9 @@
-"""Train a tokenizer of your own on your own text: WordPiece, byte-level BPE or Unigram.
+"""Train a tokenizer of your own on your own text: WordPiece, byte-level BPE or Unigram; or one of symbols.
 
     tokenizer = train_tokenizer(texts, algorithm="wordpiece", vocab_size=16384)
     tokenizer.save_pretrained("my-tokenizer")  # AutoTokenizer.from_pretrained("my-tokenizer") gives it back whole
 
-What the three have in common, and why:
+What they have in common, and why:
 
 - Special tokens `[PAD] [UNK] [CLS] [SEP] [MASK]` are ids 0 to 4. A text becomes `[CLS] A [SEP]` and a pair
   `[CLS] A [SEP] B [SEP]` with token types 0 and 1, as in BERT; for a decoder, which goes on with a text, `[CLS] A`.
@@ -20,6 +20,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from tokenizers import (
@@ -58,9 +59,10 @@ def train_tokenizer(
     min_frequency: int = 2,
     token_types: bool = True,
     for_decoder: bool = False,
+    symbol_pattern: str | None = None,
     show_progress: bool = True,
 ) -> PreTrainedTokenizerFast:
-    """Train a tokenizer on `texts`, ready for `save_pretrained` and for any model of transformers.
+    r"""Train a tokenizer on `texts`, ready for `save_pretrained` and for any model of transformers.
 
     Which algorithm:
 
@@ -76,12 +78,15 @@ def train_tokenizer(
       character, not words, and so finds Chinese words of several characters. The slowest to train, and the one that
       wants text: from 0.8 MB of captions it made 7 % more tokens a text than BPE, from 12 MB of English 5 % fewer. A
       character that the texts never had is `[UNK]`. Decoding gives back the text up to white space.
+    - `"symbols"`: for sequences that are not prose, such as molecules as SMILES or moves of a price. Every character is
+      a token, or every match of `symbol_pattern`, and what is between matches; white space only separates. A symbol
+      that the texts never had is `[UNK]`. Decoding gives back the text without its white space.
 
     Args:
         texts: Strings (a list, a generator, a file), or a `datasets.Dataset` or `IterableDataset`, which is read in
             batches. Read once, never held in memory; WordPiece keeps a copy on disk, in the folder for temporary files,
             while it trains. Texts without a visible character are skipped.
-        algorithm: `"wordpiece"`, `"bpe"` or `"unigram"`.
+        algorithm: `"wordpiece"`, `"bpe"`, `"unigram"` or `"symbols"`.
         vocab_size: The largest number of tokens, special tokens included. A small corpus gives fewer, which is logged:
             build the model with `len(tokenizer)`.
         lowercase: Put everything in lower case, at training and at use. German loses the mark of its nouns.
@@ -89,10 +94,12 @@ def train_tokenizer(
             `max_position_embeddings` of the model.
         text_column: The column to read from a `datasets` object.
         min_frequency: How often a pair of tokens has to occur to be merged into one. Unigram does not merge and
-            ignores it.
+            ignores it, and so do symbols.
         token_types: Return `token_type_ids`. False for a model that does not take them: `generate` refuses them.
         for_decoder: For a causal decoder: no `[SEP]` behind a text, so that the model goes on with it, `[CLS]` and
             `[SEP]` as `bos_token` and `eos_token`, and no token types.
+        symbol_pattern: Of `"symbols"`: a regular expression, in the syntax of Oniguruma, which is that of Python for
+            most purposes: `r"\[[^]]+\]|Br|Cl|."` for SMILES, `r"\S+"` where spaces are between. Default: a character.
         show_progress: Draw progress bars.
 
     Returns:
@@ -100,12 +107,20 @@ def train_tokenizer(
 
     Raises:
         TypeError: `texts` is one string or a dict, or one of its items is not a string.
-        ValueError: The algorithm is unknown, the vocabulary cannot hold the special tokens and the alphabet, there is
-            no text, the dataset has no column `text_column`, or `model_max_length` leaves no room for text.
+        ValueError: The algorithm is unknown, the vocabulary cannot hold the special tokens and the alphabet or the
+            symbols, `symbol_pattern` is no regular expression or not for this algorithm, there is no text, the dataset
+            has no column `text_column`, or `model_max_length` leaves no room for text.
     """
-    train = {"wordpiece": _wordpiece, "bpe": _bpe, "unigram": _unigram}.get(algorithm)
+    algorithms = {"wordpiece": _wordpiece, "bpe": _bpe, "unigram": _unigram, "symbols": _symbols}
+    train = algorithms.get(algorithm)
     if train is None:
-        raise ValueError(f"algorithm is {algorithm!r}, but there are only 'wordpiece', 'bpe' and 'unigram': name one")
+        raise ValueError(f"algorithm is {algorithm!r}, but must be one of {', '.join(algorithms)}: name one")
+    if symbol_pattern is not None:
+        if algorithm != "symbols":
+            raise ValueError(
+                f"symbol_pattern is {symbol_pattern!r}, which is for algorithm 'symbols', not {algorithm!r}"
+            )
+        train = partial(_symbols, pattern=symbol_pattern)
     if model_max_length < 3:
         raise ValueError(f"model_max_length is {model_max_length}, but [CLS], one token and [SEP] need 3: raise it")
     smallest = len(SPECIAL_TOKENS) + (256 if algorithm == "bpe" else 1)
@@ -117,7 +132,7 @@ def train_tokenizer(
         )
 
     backend = train(_strings(texts, text_column), vocab_size, lowercase, min_frequency, show_progress)
-    if backend.get_vocab_size() < vocab_size:
+    if backend.get_vocab_size() < vocab_size and algorithm != "symbols":  # of these there are as many as there are
         logger.warning(
             "vocab_size is %d, but the texts gave only %d tokens: build the model with len(tokenizer), or train the "
             "tokenizer on more text",
@@ -283,6 +298,41 @@ def _unigram(
     tokenizer.model = models.Unigram([*special, *pieces], unk_id=1)
     tokenizer.normalizer = normalizer
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    return tokenizer
+
+
+def _symbols(
+    texts: Iterator[str],
+    vocab_size: int,
+    lowercase: bool,
+    min_frequency: int,
+    show_progress: bool,
+    pattern: str = r"\S",
+) -> Tokenizer:
+    """A token for every match of `pattern`, and for what is between matches. `min_frequency` does not count."""
+    try:
+        symbol = Regex(pattern)
+    except Exception as error:  # the library has no class of its own for it
+        raise ValueError(f"symbol_pattern is {pattern!r}, which is no regular expression: {error}") from None
+    tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    if lowercase:
+        tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(symbol, behavior="isolated")]
+    )
+    tokenizer.decoder = decoders.Fuse()
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=2**31,  # to know how many there are
+        show_progress=show_progress,
+        special_tokens=list(SPECIAL_TOKENS.values()),
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    symbols = tokenizer.get_vocab_size() - len(SPECIAL_TOKENS)
+    if symbols + len(SPECIAL_TOKENS) > vocab_size:
+        raise ValueError(
+            f"vocab_size is {vocab_size}, but {len(SPECIAL_TOKENS)} special tokens and {symbols:,} symbols need "
+            f"{symbols + len(SPECIAL_TOKENS):,}: raise it, or give a symbol_pattern of shorter symbols"
+        )
     return tokenizer
 
 

@@ -178,3 +178,14 @@ def test_ends_and_shapes_of_words_count():
 def test_words_with_one_label_are_refused():
     with pytest.raises(ValueError, match=r"all train words have the label \['O'\]"):
         word_baseline([["a", "b"]], [["O", "O"]], [["a"]], [["O"]])
+
+
+def test_of_symbols_it_counts():
+    """How many there are of "b" and "B", which TF-IDF of rows of length 1 would lose, and lower case, too."""
+    rng = np.random.default_rng(0)
+    texts = ["".join(rng.choice(list("abB"), size=rng.integers(1, 30))) for _ in range(300)]
+    labels = [text.count("b") - 2.0 * text.count("B") for text in texts]
+    baseline = tfidf_baseline(
+        texts[:200], labels[:200], texts[200:], labels[200:], problem_type="regression", symbols=list
+    )
+    assert baseline.metrics["r2"] > 0.999 and baseline.model.startswith("n-grams of symbols + ridge")

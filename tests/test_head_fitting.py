@@ -8,7 +8,7 @@ from datasets import Dataset
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from chinchilla_hf import ChinchillaForSequenceClassification, head_fitting
-from chinchilla_hf.head_fitting import STRENGTHS, fit_head, fit_linear, pooled_features
+from chinchilla_hf.head_fitting import STRENGTHS, fit_head, fit_linear, pooled_features, scale_regression_head
 from chinchilla_hf.metrics import text_metrics
 
 
@@ -149,3 +149,19 @@ def test_labels_that_do_not_fit_are_refused_before_any_work(problem_type, num_la
     monkeypatch.setattr(head_fitting, "pooled_features", lambda *_, **__: pytest.fail("vectors were computed"))
     with pytest.raises(ValueError, match=message):
         fit_head(make_model(problem_type, num_labels), make_rows(labels), make_rows(labels), collate)
+
+
+def test_a_scaled_head_begins_with_the_mean_and_the_spread_of_the_labels():
+    torch.manual_seed(0)
+    config = make_tiny_config(num_labels=2, problem_type="regression", initializer_range=0.2)
+    model = ChinchillaForSequenceClassification(config).eval()
+    ids = torch.randint(5, 100, (64, 10))
+    labels = np.random.default_rng(0).normal([100, -3], [40, 0.5], size=(500, 2))
+    with torch.no_grad():
+        before = model(ids).logits
+        scale_regression_head(model, labels)
+        after = model(ids).logits
+    mean, spread = (
+        torch.tensor(value, dtype=torch.float) for value in (labels.mean(axis=0), labels.std(axis=0, ddof=1))
+    )
+    torch.testing.assert_close(after, before * spread + mean, atol=1e-3, rtol=1e-4)

@@ -365,7 +365,7 @@ def untouched():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"algorithm": "sentencepiece"}, r"'sentencepiece'.*'wordpiece', 'bpe' and 'unigram'"),
+        ({"algorithm": "sentencepiece"}, r"'sentencepiece', but must be one of wordpiece, bpe, unigram, symbols"),
         ({"vocab_size": 5}, r"vocab_size is 5, but 5 special tokens and one character need 6"),
         ({"vocab_size": 260, "algorithm": "bpe"}, r"vocab_size is 260, but 5 special tokens and 256 bytes need 261"),
         ({"model_max_length": 2}, r"model_max_length is 2, but"),
@@ -419,3 +419,35 @@ def test_dataset_without_the_text_column():
     for texts in (dataset, *streams):
         with pytest.raises(ValueError, match=r"text_column is 'text', but the dataset has the columns \['en', 'de'\]"):
             train(texts)
+
+
+class TestSymbols:
+    MOLECULES = ("CC(=O)Cl", "[Na+].BrCC", "c1ccccc1")
+    PATTERN = r"\[[^\]]+\]|Br|Cl|."
+
+    def test_every_match_of_the_pattern_is_a_token(self, tmp_path):
+        options = {"algorithm": "symbols", "symbol_pattern": self.PATTERN, "show_progress": False}
+        tokenizer = train_tokenizer(self.MOLECULES, **options)
+        assert tokenizer.tokenize("ClCBr[Na+]c1") == ["Cl", "C", "Br", "[Na+]", "c", "1"]
+        assert tokenizer.tokenize("C[K+]F") == ["C", "[UNK]", "[UNK]"]
+        ids = tokenizer("BrCC c1")["input_ids"]
+        assert ids[0] == tokenizer.cls_token_id and ids[-1] == tokenizer.sep_token_id
+        assert tokenizer.decode(ids, skip_special_tokens=True) == "BrCCc1"
+        tokenizer.save_pretrained(tmp_path)
+        assert AutoTokenizer.from_pretrained(tmp_path)("BrCC c1")["input_ids"] == ids
+        assert train_tokenizer(self.MOLECULES, **options).get_vocab() == tokenizer.get_vocab()
+
+    def test_a_character_by_default_and_words_by_a_pattern(self):
+        texts = ["up up down", "flat up", "漢字"]
+        letters = train_tokenizer(texts, algorithm="symbols", show_progress=False)
+        assert letters.tokenize("up 漢") == ["u", "p", "漢"]
+        words = train_tokenizer(texts, algorithm="symbols", symbol_pattern=r"\S+", show_progress=False)
+        assert words.tokenize("up  down\nflat") == ["up", "down", "flat"] and len(words) == 5 + 4
+
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match="3 symbols need 8: raise it"):
+            train_tokenizer(["abc"], algorithm="symbols", vocab_size=7, show_progress=False)
+        with pytest.raises(ValueError, match=r"'\(\(', which is no regular expression"):
+            train_tokenizer(["abc"], algorithm="symbols", symbol_pattern="((", show_progress=False)
+        with pytest.raises(ValueError, match="which is for algorithm 'symbols', not 'bpe'"):
+            train_tokenizer(["abc"], algorithm="bpe", symbol_pattern=".", show_progress=False)

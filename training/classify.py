@@ -15,6 +15,7 @@ import dataclasses
 import logging
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PreTrai
 from chinchilla_hf import ChinchillaForSequenceClassification
 from chinchilla_hf.baselines import tfidf_baseline
 from chinchilla_hf.data.labelled import LabelledData, load_labelled
-from chinchilla_hf.head_fitting import fit_head
+from chinchilla_hf.head_fitting import fit_head, scale_regression_head
 from chinchilla_hf.hub import check_access, push_folder
 from chinchilla_hf.metrics import (
     classification_compute_metrics,
@@ -139,7 +140,10 @@ class RunArguments(FineTuningArguments):
     """Trainer's options with our defaults, and what comes after the training."""
 
     baseline: bool = field(
-        default=True, metadata={"help": "Score TF-IDF with a linear model on the same split, for comparison."}
+        default=True,
+        metadata={
+            "help": "Score a linear model of TF-IDF, or of counts of symbols, on the same split, for comparison."
+        },
     )
     license: str | None = field(default=None, metadata={"help": "Licence for the model card, such as apache-2.0."})
     language: str | None = field(default=None, metadata={"help": "Language code for the model card, such as en."})
@@ -163,12 +167,10 @@ def build_tokenizer_and_model(
             "--fit_head_first is for a pretrained model, but without --model this one starts from random weights: give "
             "a --model, or leave it out"
         )
-    pooling = {
-        name: getattr(options, name) for name in ("pooling", "pooler_type") if getattr(options, name) is not None
-    }
+    pooling = {name: getattr(options, name) for name in ("pooling", "pooler_type")}
     train = data.splits["train"]
     columns = [column for column in ("text", "text_pair") if column in train.column_names]
-    return start_model(
+    tokenizer, model, origin = start_model(
         ChinchillaForSequenceClassification,
         lambda: (text for column in columns for text in train[column]),
         options,
@@ -179,6 +181,9 @@ def build_tokenizer_and_model(
         problem_type=data.problem_type,
         **{name: value for name, value in pooling.items() if value is not None},
     )
+    if options.model is None and data.problem_type == "regression":
+        scale_regression_head(model, train["labels"][:])
+    return tokenizer, model, origin
 
 
 def tokenize(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:
@@ -197,8 +202,8 @@ def tokenize(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length
     return tokenized
 
 
-def baseline_scores(data: LabelledData, seed: int) -> dict[str, Any]:
-    """The same split, scored by TF-IDF and a linear model."""
+def baseline_scores(data: LabelledData, seed: int, symbols: Callable[[str], list[str]] | None = None) -> dict[str, Any]:
+    """The same split, scored by TF-IDF, or by counts of `symbols`, and a linear model."""
     train, test = data.splits["train"], data.splits["test"]
     pairs = "text_pair" in train.column_names
     return tfidf_baseline(
@@ -210,13 +215,14 @@ def baseline_scores(data: LabelledData, seed: int) -> dict[str, Any]:
         seed=seed,
         train_text_pairs=train["text_pair"][:] if pairs else None,
         test_text_pairs=test["text_pair"][:] if pairs else None,
+        symbols=symbols,
     ).scores()
 
 
 def report(scores: dict[str, Any]) -> str:
     """Test scores of the model and of the baseline, as a small table."""
     baseline = scores.get("baseline", {})
-    lines = [f"{'test':<18}{'model':>10}{'TF-IDF + linear':>18}"]
+    lines = [f"{'test':<18}{'model':>10}{'linear baseline':>18}"]
     for name, value in scores["test"].items():
         other = baseline.get("test", {}).get(name)
         lines.append(f"{name:<18}{value:>10.4f}" + (f"{other:>18.4f}" if other is not None else ""))
@@ -324,8 +330,9 @@ def main() -> None:
         if name in record.scores["test"]
     }
     if options.baseline:
-        logger.info("scoring the TF-IDF baseline")
-        record.scores["baseline"] = baseline_scores(data, options.seed)
+        logger.info("scoring the linear baseline")
+        symbols = tokenizer.tokenize if shape.tokenizer_algorithm == "symbols" else None
+        record.scores["baseline"] = baseline_scores(data, options.seed, symbols)
     seconds = result.metrics["train_runtime"] + record.training.get("head", {}).get("seconds", 0.0)
     record.training |= describe_training(trainer.state, splits["train"]["length"], seconds, options.seed)
 
