@@ -136,6 +136,23 @@ def test_regression_on_pairs(classify, tmp_path):
     assert not (tmp_path / "out" / "confusion_matrix.png").exists()
 
 
+def test_regression_on_strings_of_symbols(classify, tmp_path):
+    """A number far from 0 that the share of one symbol tells; "Cl" is one of them, and "C" another."""
+    rng = random.Random(0)
+    rows = [rng.choices(["C", "Cl", "[Na+]"], k=10) for _ in range(240)]
+    data = [("".join(row), 500 + 10 * row.count("Cl")) for row in rows]
+    pd.DataFrame(data, columns=["smiles", "value"]).to_csv(tmp_path / "molecules.csv", index=False)
+    symbols = {"tokenizer_algorithm": "symbols", "symbol_pattern": r"\[[^\]]+\]|Cl|.", "problem_type": "regression"}
+    columns = {"text_column": "smiles", "label_column": "value", "pooling": "mean"}
+    classify(dataset=tmp_path / "molecules.csv", **TINY | FAST | symbols | columns, output_dir=tmp_path / "out")
+    scores = read_record(tmp_path / "out")["scores"]
+    assert scores["test"]["r2"] > 0.8 and scores["baseline"]["test"]["r2"] > 0.99
+    assert scores["baseline"]["model"].startswith("n-grams of symbols + ridge")
+    predict = pipeline("text-classification", str(tmp_path / "out"), function_to_apply="none")
+    assert predict.tokenizer.tokenize("ClC[Na+]") == ["Cl", "C", "[Na+]"]
+    assert abs(predict("ClC" * 5)[0]["score"] - 550) < 20
+
+
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory) -> Path:
     """A BERT, a Chinchilla and a GPT-2 of one tokenizer, 32 positions."""
