@@ -259,6 +259,10 @@ class ChinchillaAttention(nn.Module):
         # -1: tensor parallelism and pruning change the head count
         return projection(hidden_states).view(*hidden_states.shape[:-1], -1, self.head_dim)
 
+    def _writes_on_cpu(self, states: torch.Tensor) -> bool:
+        """Whether calls count more than products may: outside training, graphs and accelerators."""
+        return states.is_cpu and not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+
     @property
     def projections(self) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
         return self.q_proj, self.k_proj, self.v_proj
@@ -291,10 +295,10 @@ class ChinchillaAttention(nn.Module):
         Weight and bias of all three projections, where a small model writes a text on a CPU: there the call of a layer
         costs more than its product. Made anew behind every prompt, and kept with the keys and values of the text.
         """
-        if cache is None or self.layer_idx >= len(cache.layers) or not hidden_states.is_cpu:
+        if cache is None or self.layer_idx >= len(cache.layers) or not self._writes_on_cpu(hidden_states):
             return None
         kept = cache.layers[self.layer_idx]
-        if type(kept) is not DynamicLayer or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if type(kept) is not DynamicLayer:
             return None
         if hidden_states.shape[1] > 1 or kept.get_seq_length() == 0:
             vars(kept).pop("joined_projections", None)
@@ -335,8 +339,8 @@ class ChinchillaAttention(nn.Module):
         """That of the backend that the config names. `query`: `(batch, length, heads, head_dim)`."""
         implementation = self.config._attn_implementation
         length = query.shape[1]
-        few = query.is_cpu and (length == 1 or (length <= 16 and to_encoder)) and self.num_key_value_groups == 1
-        if few and implementation == "sdpa" and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        few = (length == 1 or (length <= 16 and to_encoder)) and self.num_key_value_groups == 1
+        if few and implementation == "sdpa" and self._writes_on_cpu(query):
             return few_queries_attention_forward
         return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
 

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from conftest import make_tiny_config, make_tiny_decoder_config
@@ -119,6 +121,17 @@ def test_attention_of_few_queries_is_that_of_many(shape, masked, dtype):
         output = function(attention, query, key, value, mask, attention.scaling)[0]
         tolerance = 1e-5 if dtype == torch.float32 else 2e-2
         torch.testing.assert_close(output.float(), expected.transpose(1, 2), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("rows", [2, 64])
+def test_a_step_in_training_mode_drops_without_a_gradient_too(rows):
+    """As where layers are checkpointed: the forward pass has no gradient, and has to be what is done again with one."""
+    model = ChinchillaForCausalLM(make_tiny_decoder_config(attention_dropout=0.5)).train()
+    ids = torch.randint(5, 100, (rows, 9))
+    with torch.no_grad():
+        cache = model(ids[:, :8], use_cache=True).past_key_values
+        steps = [model(ids[:, 8:], past_key_values=copy.deepcopy(cache)).logits for _ in range(2)]
+    assert not torch.equal(*steps)
 
 
 class TestJoinedProjections:
