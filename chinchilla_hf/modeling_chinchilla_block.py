@@ -214,9 +214,9 @@ def few_queries_attention_forward(
 ) -> tuple[torch.Tensor, None]:
     """
     What SDPA computes, where a text is written on a CPU: for one query, or for a few that see the same keys, without
-    dropout and gradient. The kernel of PyTorch 2.13 is made for blocks of queries: two products take a third to a half
-    of its time, and a sixth of it in bfloat16 behind 100 tokens, unless there is little to do, or there is one query in
-    float32.
+    dropout and gradient. The kernel of PyTorch 2.13 is made for blocks of queries: two products take a third to two
+    thirds of its time, and a sixth of it in bfloat16 behind 100 tokens, unless there is little to do, or there is one
+    query in float32.
     """
     scores = query.shape[0] * query.shape[1] * key.shape[2]  # of one query
     if scores < 1024 or (query.shape[2] == 1 and query.dtype == torch.float32):
