@@ -214,12 +214,11 @@ def few_queries_attention_forward(
 ) -> tuple[torch.Tensor, None]:
     """
     What SDPA computes, where a text is written on a CPU: for one query, or for a few that see the same keys, without
-    dropout and gradient. The kernel of PyTorch 2.13 is made for blocks of queries: two products take a third to two
-    thirds of its time, and a sixth of it in bfloat16 behind 100 tokens, unless there is little to do, or there is one
-    query in float32.
+    dropout and gradient. The kernel of PyTorch 2.13 is made for blocks of queries: in half precision, two products take
+    a quarter to nearly all of its time, unless there is little to do (`tests/benchmarks/few_queries.py`).
     """
     scores = query.shape[0] * query.shape[1] * key.shape[2]  # of one query
-    if scores < 1024 or (query.shape[2] == 1 and query.dtype == torch.float32):
+    if query.element_size() > 2 or scores < 1024:
         output = nn.functional.scaled_dot_product_attention(query, key, value, attention_mask, scale=scaling)
         return output.transpose(1, 2), None
     return eager_attention_forward(module, query, key, value, attention_mask, scaling)[0], None

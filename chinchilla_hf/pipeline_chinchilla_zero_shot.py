@@ -27,7 +27,8 @@ class AutoModelForZeroShot:
         """As that of the Auto classes."""
         of_config = ("cache_dir", "revision", "subfolder", "token", "trust_remote_code", "local_files_only")
         config = AutoConfig.from_pretrained(name, **{key: kwargs[key] for key in of_config if key in kwargs})
-        classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+        architectures = config.architectures or []
+        classifies = any(architecture.endswith("ForSequenceClassification") for architecture in architectures)
         return (AutoModelForSequenceClassification if classifies else AutoModel).from_pretrained(name, **kwargs)
 
 

@@ -6,7 +6,7 @@ from conftest import make_tiny_config, make_tiny_decoder_config
 from torch import nn
 from transformers import DynamicCache
 
-from chinchilla_hf import ChinchillaForCausalLM, ChinchillaModel
+from chinchilla_hf import ChinchillaForCausalLM, ChinchillaModel, modeling_chinchilla_block
 from chinchilla_hf.modeling_chinchilla_block import (
     ChinchillaAttention,
     ChinchillaDropout,
@@ -94,12 +94,15 @@ def test_compiled_training_drops_too(fresh_compiler):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_positions_from_the_table_are_those_that_are_computed(dtype):
     rotary = ChinchillaRotaryEmbedding(make_tiny_config())
+    forward, computed_at = rotary.forward, []
+    rotary.forward = lambda x, positions: computed_at.append(positions) or forward(x, positions)
     x = torch.empty(1, 1, 1, dtype=dtype)
     expected = rotary(x, torch.arange(3, 10).unsqueeze(0))
     with torch.inference_mode():
         for _ in range(2):  # made, and read
             for table, computed in zip(rotary.in_order(x, 3, 7), expected, strict=True):
                 assert table.dtype == dtype and torch.equal(table, computed)
+    assert len(computed_at) == 2  # what is expected, and the table
     # with a gradient they are computed: what inference mode made cannot be saved for a backward pass
     scale = torch.ones((), requires_grad=True)
     (rotary.in_order(x, 3, 7)[0] * scale).sum().backward()
@@ -121,6 +124,33 @@ def test_attention_of_few_queries_is_that_of_many(shape, masked, dtype):
         output = function(attention, query, key, value, mask, attention.scaling)[0]
         tolerance = 1e-5 if dtype == torch.float32 else 2e-2
         torch.testing.assert_close(output.float(), expected.transpose(1, 2), atol=tolerance, rtol=tolerance)
+
+
+def test_who_attends_by_few_queries(monkeypatch):
+    """A token in evaluation mode, without a gradient and with SDPA; not a prompt, nor what is asked for by name."""
+    model, ids, calls = ChinchillaForCausalLM(make_tiny_decoder_config()).eval(), torch.arange(5, 15).view(1, 10), []
+    original = few_queries_attention_forward
+
+    def counted(module, query, *args, **kwargs):
+        calls.append(query.shape[2])
+        return original(module, query, *args, **kwargs)
+
+    monkeypatch.setattr(modeling_chinchilla_block, "few_queries_attention_forward", counted)
+
+    def steps() -> list[int]:
+        calls.clear()
+        cache = DynamicCache(config=model.config)
+        for part in ids.split([8, 1, 1], dim=1):
+            model(part, past_key_values=cache)
+        return calls
+
+    with torch.no_grad():
+        assert steps() == [1] * 2 * model.config.num_hidden_layers
+        model.set_attn_implementation("eager")
+        assert steps() == []
+        model.set_attn_implementation("sdpa")
+        assert model.train() is model and steps() == []
+    assert model.eval() is model and steps() == []  # with a gradient
 
 
 @pytest.mark.parametrize("rows", [2, 64])
