@@ -15,6 +15,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from torch.distributed import TCPStore
 from transformers.trainer_callback import DefaultFlowCallback
 
@@ -44,11 +45,14 @@ def run_script(name: str, monkeypatch, arguments: list[str]) -> None:
 # ---- In processes of their own ----
 #
 # They are forked from one that has imported what the scripts import, which takes longer than most runs here, and has
-# done nothing else. What is about the launchers themselves, or about how a process ends, uses `launch` instead.
+# done nothing else. What is about the launchers themselves, or about how a process ends, uses `launch` instead. Where
+# there is an accelerator, one process takes it, and several train on the CPU unless there is one for each.
 
 
 @functools.cache
-def fork_server() -> BaseContext:
+def process_context() -> BaseContext:
+    if torch.accelerator.is_available():
+        return multiprocessing.get_context("spawn")  # CUDA cannot be used in a process that was forked
     context = multiprocessing.get_context("forkserver")
     ours = (
         "baselines",
@@ -89,7 +93,7 @@ def run_forked(
         signal_at: a step, and the signal that every process gets at its end.
     """
     path = TRAINING / f"{script}.py" if isinstance(script, str) else script
-    environment = dict(os.environ)
+    environment = environment_of(processes)
     if processes > 1:
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # the meeting point; a free port
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
@@ -103,7 +107,7 @@ def run_forked(
     for rank in range(processes):
         own = environment | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {})
         arguments = (str(path), words(options), own, str(output), str(errors), signal_at)
-        started.append(fork_server().Process(target=_run_here, args=arguments))
+        started.append(process_context().Process(target=_run_here, args=arguments))
         started[-1].start()
     deadline = time.monotonic() + 250
     for process in started:
@@ -114,6 +118,12 @@ def run_forked(
     assert all(ended), f"still running after 250 s: {errors.read_text()}"
     code = next((process.exitcode for process in started if process.exitcode), 0)
     return Ended(code, output.read_text(), errors.read_text())
+
+
+def environment_of(processes: int) -> dict[str, str]:
+    """Ours, without accelerators if there are not enough of them."""
+    enough = processes == 1 or torch.accelerator.device_count() >= processes
+    return dict(os.environ) | ({} if enough else {"CUDA_VISIBLE_DEVICES": ""})
 
 
 def _run_here(
@@ -167,7 +177,9 @@ def launch(script: str | Path, processes: int, options: dict[str, object], *, fs
         command += ["--num_processes", str(processes), "--main_process_port", "0"]
     else:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    result = subprocess.run([*command, str(path), *words(options)], capture_output=True, text=True, timeout=250)
+    command += [str(path), *words(options)]
+    environment = environment_of(processes)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
     return Ended(result.returncode, result.stdout, result.stderr)
 
 

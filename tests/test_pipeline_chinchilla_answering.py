@@ -253,9 +253,9 @@ def one_by_one(answer, question: str, context: str, top_k: int = 1) -> list[dict
     for window in windows:
         row = cutter.row(asked, encoded, window)
         with torch.no_grad():
-            outputs = answer.model(**{name: torch.tensor([ids]) for name, ids in row.items()})
-        starts.append(outputs.start_logits[0])
-        ends.append(outputs.end_logits[0])
+            outputs = answer.model(**{name: torch.tensor([ids], device=answer.device) for name, ids in row.items()})
+        starts.append(outputs.start_logits[0].cpu())
+        ends.append(outputs.end_logits[0].cpu())
     return [
         {"score": pytest.approx(span.probability, rel=1e-3), "start": span.start, "end": span.end}
         | {"answer": context[span.start : span.end]}

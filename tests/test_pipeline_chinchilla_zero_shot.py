@@ -55,7 +55,7 @@ def vectors(model, tokenizer, texts: list[str], pooling: str) -> torch.Tensor:
     """One text at a time."""
     rows = []
     for text in texts:
-        states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        states = model(**tokenizer(text, return_tensors="pt").to(model.device)).last_hidden_state[0].cpu()
         rows.append(states[0] if pooling == "cls" else states.mean(dim=0))
     return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
 

@@ -12,6 +12,7 @@ Then: executed FLOP/s against the rate of a matrix product measured in the same 
 pipeline takes, and the peak memory of a step, by steps without a contestant beside them.
 """
 
+import contextlib
 import logging
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -64,12 +66,15 @@ class Options:
     hidden_size: int = field(default=256, metadata={"help": "Width."})
     num_hidden_layers: int = field(default=6, metadata={"help": "Depth."})
     num_attention_heads: int = field(default=4, metadata={"help": "Heads."})
-    attn_implementation: str = field(default="eager", metadata={"help": "Attention of ours."})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "Attention of ours. Default: eager on a CPU, else sdpa, as training chooses."}
+    )
     masking_rate: float = field(default=0.15, metadata={"help": "Share of the tokens to predict, the same for all."})
     device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
     rounds: int = field(default=5, metadata={"help": "Turns."})
     steps: int = field(default=2, metadata={"help": "Steps of each contestant in a turn."})
     memory_vocab_size: int = field(default=32_768, metadata={"help": "Vocabulary, where memory is measured."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where tokens are kept. Default: nowhere."})
     memory_of: str | None = field(default=None, metadata={"help": "Only the peak memory of this contestant."})
 
 
@@ -149,7 +154,7 @@ def our_config(options: Options, tokenizer: Any) -> ChinchillaConfig:
     config = ChinchillaConfig(
         **common_shape(options, tokenizer), hidden_dropout=0.0, pad_token_id=tokenizer.pad_token_id
     )
-    config._attn_implementation = options.attn_implementation
+    config._attn_implementation = options.attn_implementation or ("eager" if options.device == "cpu" else "sdpa")
     return config
 
 
@@ -182,10 +187,15 @@ def make(name: str, options: Options, store: TokenStore, tokenizer: Any) -> Cont
 
 def report_memory(options: Options) -> None:
     """Peak memory of steps of each, in processes of their own."""
-    peaks = {}
-    for name in (OURS, *PEERS):
+
+    def measure(name: str) -> int:
         command = [sys.executable, *sys.argv, "--memory_of", name, "--vocab_size", str(options.memory_vocab_size)]
-        peaks[name] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+        command += ["--cache_dir", str(options.cache_dir)]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+    names = (OURS, *PEERS)
+    with ThreadPool(1 if options.device == "cpu" else len(names)) as pool:  # of a GPU, each has its own count
+        peaks = dict(zip(names, pool.map(measure, names), strict=True))
     print(f"\npeak memory of a step beyond the model, vocabulary {options.memory_vocab_size}")
     for name, peak in peaks.items():
         print(f"{name:<36} {peak / 2**20:8.0f} MiB   {peak / peaks[BERT]:.2f} of {BERT}")
@@ -206,7 +216,8 @@ def memory_of_steps(contestant: Contestant) -> int:
 def main() -> None:
     (options,) = HfArgumentParser(Options, description=__doc__).parse_args_into_dataclasses()
     corpus = Corpus(options.dataset)
-    with tempfile.TemporaryDirectory() as cache:
+    with contextlib.nullcontext(options.cache_dir) if options.cache_dir else tempfile.TemporaryDirectory() as cache:
+        options.cache_dir = cache
         # Of a larger vocabulary only the model's tables grow.
         settings = {"vocab_size": min(options.vocab_size, 16_384), "model_max_length": 512, "show_progress": False}
         tokenizer = tokenizer_of_corpus(corpus, cache_dir=cache, max_documents=options.max_documents, **settings)
@@ -217,7 +228,7 @@ def main() -> None:
             print(memory_of_steps(make(options.memory_of, options, store, tokenizer)))
             return
         compare(options, store, tokenizer)
-    report_memory(options)
+        report_memory(options)
 
 
 def serve(connection: Connection, name: str, options: Options, store: TokenStore, tokenizer: Any) -> None:
@@ -232,10 +243,9 @@ def serve(connection: Connection, name: str, options: Options, store: TokenStore
 
 
 def compare(options: Options, store: TokenStore, tokenizer: Any) -> None:
-    contestants = {}
-    for name in (OURS, *PEERS):
-        contestants[name] = Worker(serve, name, options, store, tokenizer)
-        contestants[name].turn(2)
+    contestants = {name: Worker(serve, name, options, store, tokenizer) for name in (OURS, *PEERS)}
+    for contestant in contestants.values():
+        contestant.turn(2)
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     peaks, data_shares = [], []
     for _ in range(options.rounds):

@@ -10,9 +10,9 @@ Every setting is trained by `training/pretrain.py` with every seed, and compared
 
 `--jobs` runs stand side by side, each on its share of the cores: on small models, two of one thread do more than one of
 two. Equal time is that of the CPU's work for a run (`--time_budget cpu`), so that it does not matter what else the
-machine does; for what still does, as shared caches, runs come seed by seed, so that a slow hour hits all settings, and
-in another order with every seed, so that none always has the same neighbour. The steps in the table tell what a setting
-costs, and their spread whether the runs were disturbed.
+machine does, and on an accelerator that of the clock. For what still does, as shared caches, runs come seed by seed, so
+that a slow hour hits all settings, and in another order with every seed, so that none always has the same neighbour.
+The steps in the table tell what a setting costs, and their spread whether the runs were disturbed.
 """
 
 import asyncio
@@ -29,6 +29,7 @@ from statistics import mean
 from typing import Any
 
 import masked_validation
+import torch
 from masked_validation import BenchmarkOptions, finished_run, prepare, pretraining_command
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -180,7 +181,8 @@ async def perform(run: Run, options: Options) -> dict[str, Any]:
     """Pretrain, unless that is done, and score the model."""
     folder = options.folder / f"seed-{run.seed}" / run.name
     log = options.folder / "logs" / f"{run.name}-{run.seed}.txt"
-    recipe = {"row_length": options.length, "time_budget": "cpu", **run.changes}
+    budget = "wall" if torch.accelerator.is_available() else "cpu"
+    recipe = {"row_length": options.length, "time_budget": budget, **run.changes}
     recipe["per_device_train_batch_size"] = options.tokens_per_step // recipe["row_length"]
     if finished_run(folder) is None:
         await output_of(pretraining_command(options, folder, options.minutes, seed=run.seed, **recipe), options, log)

@@ -58,7 +58,7 @@ class Options(BertOptions, BenchmarkOptions):
     minutes: float = field(default=20.0, metadata={"help": "Minutes of training, of each model."})
     seeds: list[int] = field(default_factory=lambda: [1], metadata={"help": "Each is a run of every model."})
     fine_tuning_learning_rates: list[float] = field(
-        default_factory=lambda: [2e-4, 5e-4, 1e-3], metadata={"help": "The best on the validation split counts."}
+        default_factory=lambda: [1e-4, 2e-4, 5e-4], metadata={"help": "The best on the validation split counts."}
     )
     fine_tuning_epochs: float = field(default=5.0, metadata={"help": "Epochs of fine-tuning."})
     fine_tuning_max_rows: int | None = field(default=None, metadata={"help": "Texts a split, for a quick trial."})
