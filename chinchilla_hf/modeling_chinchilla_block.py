@@ -214,14 +214,30 @@ def few_queries_attention_forward(
 ) -> tuple[torch.Tensor, None]:
     """
     What SDPA computes, where a text is written on a CPU: for one query, or for a few that see the same keys, without
-    dropout and gradient. The kernel of PyTorch 2.13 is made for blocks of queries: in half precision, two products take
-    a quarter to nearly all of its time, unless there is little to do (`tests/benchmarks/few_queries.py`).
+    dropout and gradient. The kernel of PyTorch 2.13 is made for blocks of queries: two products take a fifth to nine
+    tenths of its time, but where there is little to do, or one query to few keys in float32
+    (`tests/benchmarks/few_queries.py`).
     """
-    scores = query.shape[0] * query.shape[1] * key.shape[2]  # of one query
-    if query.element_size() > 2 or scores < 1024:
+    rows, heads, queries, width = query.shape
+    keys = key.shape[2]
+    if rows * heads * keys < 1024 or (query.element_size() > 2 and queries == 1 and keys < 64):
         output = nn.functional.scaled_dot_product_attention(query, key, value, attention_mask, scale=scaling)
         return output.transpose(1, 2), None
-    return eager_attention_forward(module, query, key, value, attention_mask, scaling)[0], None
+    query, key, value = (states.reshape(rows * heads, -1, width) for states in (query, key, value))
+    if attention_mask is None:
+        attn_weights = torch.bmm(query * scaling, key.transpose(1, 2))
+    else:
+        if attention_mask.dtype == torch.bool:
+            attention_mask = additive_mask(attention_mask, query.dtype)
+        attention_mask = attention_mask.expand(rows, heads, -1, -1).reshape(rows * heads, -1, keys)
+        attn_weights = torch.baddbmm(attention_mask, query, key.transpose(1, 2), alpha=scaling)
+    output = torch.bmm(nn.functional.softmax(attn_weights, dim=-1), value)
+    return output.view(rows, heads, queries, width).transpose(1, 2), None
+
+
+def additive_mask(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to scores, instead of a `mask` that is true where there is attention."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 class ChinchillaAttention(nn.Module):

@@ -32,6 +32,7 @@ from .modeling_chinchilla_block import (
     ChinchillaEmbeddings,
     ChinchillaLayer,
     ChinchillaRotaryEmbedding,
+    additive_mask,
     check_packing_is_isolated,
     layer_norm,
     like_queries,
@@ -178,6 +179,8 @@ class ChinchillaDecoderModel(ChinchillaDecoderPreTrainedModel):
             encoder_hidden_states=encoder_hidden_states,
         )
         if keeps:
+            if mask is not None and mask.is_cpu and mask.dtype == torch.bool:
+                mask = additive_mask(mask, queries.dtype)  # which is what products want, and not made by every layer
             past_key_values.encoder_mask = given, mask
         return mask
 

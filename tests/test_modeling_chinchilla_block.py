@@ -1,4 +1,5 @@
 import copy
+import itertools
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from chinchilla_hf.modeling_chinchilla_block import (
     ChinchillaAttention,
     ChinchillaDropout,
     ChinchillaRotaryEmbedding,
+    additive_mask,
     apply_dropout,
     eager_attention_forward,
     few_queries_attention_forward,
@@ -110,9 +112,9 @@ def test_positions_from_the_table_are_those_that_are_computed(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("shape", [(1, 4, 1, 9), (40, 4, 1, 9), (40, 4, 5, 9)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 4, 1, 9), (40, 4, 1, 9), (40, 4, 1, 70), (40, 4, 5, 9)], ids=str)
 def test_attention_of_few_queries_is_that_of_many(shape, masked, dtype):
-    """Little to do, a query a row, and several that see the same keys, which are ways of their own."""
+    """Little to do, a query to few keys and to many, and several that see the same keys: ways of their own."""
     batch, heads, queries, keys = shape
     attention = ChinchillaAttention(make_tiny_config(), layer_idx=0).eval()
     query, key, value = (torch.randn(batch, heads, n, 8, dtype=dtype) for n in (queries, keys, keys))
@@ -120,7 +122,8 @@ def test_attention_of_few_queries_is_that_of_many(shape, masked, dtype):
     if masked:
         mask[..., 0] = True
     expected = nn.functional.scaled_dot_product_attention(query.float(), key.float(), value.float(), mask)
-    for function in (few_queries_attention_forward, eager_attention_forward):
+    masks = [mask, additive_mask(mask, dtype)] if masked else [mask]
+    for function, mask in itertools.product((few_queries_attention_forward, eager_attention_forward), masks):
         output = function(attention, query, key, value, mask, attention.scaling)[0]
         tolerance = 1e-5 if dtype == torch.float32 else 2e-2
         torch.testing.assert_close(output.float(), expected.transpose(1, 2), atol=tolerance, rtol=tolerance)

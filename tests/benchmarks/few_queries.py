@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from chinchilla_hf import ChinchillaConfig
-from chinchilla_hf.modeling_chinchilla_block import ChinchillaAttention, eager_attention_forward
+from chinchilla_hf.modeling_chinchilla_block import ChinchillaAttention, additive_mask, few_queries_attention_forward
 
 # Rows, heads, queries, keys, width of a head: beams of a translation, their own past, texts alone and in batches.
 SHAPES = [
@@ -59,12 +59,12 @@ def main() -> None:
             attention.eval()
             query = torch.randn(rows, queries, heads, width, dtype=dtype).transpose(1, 2)
             key, value = torch.randn(2, rows, heads, keys, width, dtype=dtype)
-            mask = (torch.arange(keys) < keys - 2).expand(rows, 1, queries, keys)
+            mask = additive_mask((torch.arange(keys) < keys - 2).expand(rows, 1, queries, keys), dtype)
             arguments = (query, key, value, mask)
             sdpa, products = microseconds(
                 [
                     lambda a=arguments: nn.functional.scaled_dot_product_attention(*a).transpose(1, 2),
-                    lambda a=arguments, m=attention: eager_attention_forward(m, *a, m.scaling),
+                    lambda a=arguments, m=attention: few_queries_attention_forward(m, *a, m.scaling),
                 ],
                 options.repeats,
             )
