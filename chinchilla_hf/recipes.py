@@ -59,6 +59,23 @@ def parse_recipe(
     return tuple(instances[: len(dataclass_types)])
 
 
+def parse_options(dataclass_type: type, description: str) -> Any:
+    """
+    Fill `dataclass_type` from the command line of a script without recipes, whose head of `--help` is `description`.
+
+    Raises:
+        SystemExit: the command line is wrong (with a message).
+    """
+    parser = HfArgumentParser(
+        dataclass_type, description=description.strip(), formatter_class=_help_formatter, allow_abbrev=False
+    )
+    try:
+        (options,) = parser.parse_args_into_dataclasses(look_for_args_file=False)
+    except ValueError as error:  # a dataclass refuses its values
+        parser.error(str(error))
+    return options
+
+
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """One spelling an option, and its default where there is one to tell."""
 
@@ -76,13 +93,17 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{action.help} (default: %(default)s)"
 
 
+def _help_formatter(prog: str) -> _HelpFormatter:
+    return _HelpFormatter(prog, max_help_position=32, width=110)
+
+
 def _make_parser(dataclass_types: Sequence[type], description: str, *, show_all: bool) -> HfArgumentParser:
     parser = HfArgumentParser(
         dataclass_types,
         description=description.strip(),
         usage="%(prog)s [recipe.yaml] [--option value ...]",
         epilog="All other options of transformers.TrainingArguments work as well: --help_all lists them.",
-        formatter_class=lambda prog: _HelpFormatter(prog, max_help_position=32, width=110),
+        formatter_class=_help_formatter,
         allow_abbrev=False,
     )
     parser.add_argument("--help_all", action="help", help="show Trainer's own options, too, and exit")

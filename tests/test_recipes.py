@@ -277,7 +277,7 @@ def test_help_all_tells_trainers_own_options_as_well(default_recipe, capsys):
 
 RECIPES = {
     "answer": ["policyqa"],
-    "classify": ["tweet_sentiment", "clinc150", "sick", "smiles"],
+    "classify": ["tweet_sentiment", "clinc150", "sick", "smiles", "price_moves"],
     "pretrain": ["encoder", "decoder"],
     "tag": ["conll2000"],
     "translate": ["multi30k"],
