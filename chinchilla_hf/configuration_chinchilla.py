@@ -46,6 +46,11 @@ class ChinchillaBlockConfig(PreTrainedConfig):
             cache. Must divide `num_attention_heads`; `None` stands for as many.
         head_dim (`int`, *optional*):
             Width of one head; `None` stands for `hidden_size // num_attention_heads`. Must be even.
+        attention_heads_by_layer (`list[int]`, *optional*):
+            Attention heads of every block, where `chinchilla_hf.compression` has pruned them; `None` stands for
+            `num_attention_heads` in each. A head of keys and values has as many of them in every block.
+        intermediate_size_by_layer (`list[int]`, *optional*):
+            Width inside the feed-forward network of every block, likewise; `None` stands for `intermediate_size`.
         hidden_act (`str`, *optional*, defaults to `"relu"`):
             Activation of the feed-forward network and of the masked-token head: any name in
             `transformers.activations.ACT2FN`.
@@ -113,6 +118,8 @@ class ChinchillaBlockConfig(PreTrainedConfig):
     num_attention_heads: int = 4
     num_key_value_heads: int | None = None
     head_dim: int | None = None
+    attention_heads_by_layer: list[int] | None = None
+    intermediate_size_by_layer: list[int] | None = None
     hidden_act: str = "relu"
     norm_placement: str = "output"
     layer_norm_eps: float = 1e-5
@@ -157,6 +164,8 @@ class ChinchillaBlockConfig(PreTrainedConfig):
                 f"num_key_value_heads is {self.num_key_value_heads}, which does not divide num_attention_heads "
                 f"({self.num_attention_heads}): change one of them"
             )
+        for name in ("attention_heads_by_layer", "intermediate_size_by_layer"):
+            self._check_by_layer(name, self.num_key_value_groups if name == "attention_heads_by_layer" else 1)
         self._check_choice("norm_placement", NORM_PLACEMENTS)
         self._check_choice("position_embedding_type", POSITION_EMBEDDING_TYPES)
         self._check_activation("hidden_act")
@@ -169,6 +178,31 @@ class ChinchillaBlockConfig(PreTrainedConfig):
                 f"pad_token_id is {self.pad_token_id}, but vocab_size is {self.vocab_size}: pass the tokenizer's "
                 "pad_token_id and its length"
             )
+
+    @property
+    def num_key_value_groups(self) -> int:
+        """Attention heads that share a head of keys and values, in every block."""
+        return self.num_attention_heads // self.num_key_value_heads
+
+    def attention_heads_of(self, layer_idx: int) -> int:
+        """Attention heads of block `layer_idx`."""
+        by_layer = self.attention_heads_by_layer
+        return self.num_attention_heads if by_layer is None else by_layer[layer_idx]
+
+    def intermediate_size_of(self, layer_idx: int) -> int:
+        """Width inside the feed-forward network of block `layer_idx`."""
+        if self.intermediate_size_by_layer is not None:
+            return self.intermediate_size_by_layer[layer_idx]
+        assert self.intermediate_size is not None, "it is set in __post_init__"
+        return self.intermediate_size
+
+    def _check_by_layer(self, name: str, multiple: int) -> None:
+        values = getattr(self, name)
+        if values is not None and (
+            len(values) != self.num_hidden_layers or any(value < multiple or value % multiple for value in values)
+        ):
+            of = "at least 1" if multiple == 1 else f"multiples of {multiple}, the heads that share keys and values"
+            raise ValueError(f"{name} is {values}, expected {self.num_hidden_layers} numbers, one a block, {of}")
 
     def _check_choice(self, name: str, allowed: tuple[str, ...]) -> None:
         if getattr(self, name) not in allowed:

@@ -291,6 +291,8 @@ def convert_to_bert(model: ChinchillaPreTrainedModel) -> PreTrainedModel:
         "mlp_bias": True,
         "head_dim": config.hidden_size // config.num_attention_heads,
         "num_key_value_heads": config.num_attention_heads,
+        "attention_heads_by_layer": None,
+        "intermediate_size_by_layer": None,
     }
     if model.base_model.pooler is not None:
         expected |= {"pooler_type": "dense", "pooling": "cls", "pooler_act": "tanh"}

@@ -257,12 +257,13 @@ class ChinchillaAttention(nn.Module):
         self.config = config
         self.layer_idx = layer_idx
         self.head_dim = config.head_dim
-        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.num_key_value_groups = config.num_key_value_groups
         self.scaling = config.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
         self.is_causal = is_causal
-        query_size = config.num_attention_heads * config.head_dim
-        shared_size = config.num_key_value_heads * config.head_dim
+        num_heads = config.attention_heads_of(layer_idx) if key_value_size is None else config.num_attention_heads
+        query_size = num_heads * config.head_dim
+        shared_size = query_size // config.num_key_value_groups
         key_value_size = config.hidden_size if key_value_size is None else key_value_size
         self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.attention_bias)
         self.k_proj = nn.Linear(key_value_size, shared_size, bias=config.attention_bias)
@@ -400,11 +401,12 @@ class ChinchillaAttention(nn.Module):
 class ChinchillaMLP(nn.Module):
     """Feed-forward network: `hidden_size -> intermediate_size -> hidden_size`."""
 
-    def __init__(self, config: ChinchillaBlockConfig):
+    def __init__(self, config: ChinchillaBlockConfig, layer_idx: int):
         super().__init__()
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        intermediate_size = config.intermediate_size_of(layer_idx)
+        self.up_proj = nn.Linear(config.hidden_size, intermediate_size, bias=config.mlp_bias)
         self.act_fn = ACT2FN[config.hidden_act]
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
@@ -431,7 +433,7 @@ class ChinchillaLayer(GradientCheckpointingLayer):
         if encoder_size is not None:
             self.cross_attn = ChinchillaAttention(config, layer_idx, key_value_size=encoder_size)
             self.cross_attn_norm = layer_norm(config)
-        self.mlp = ChinchillaMLP(config)
+        self.mlp = ChinchillaMLP(config, layer_idx)
         self.mlp_norm = layer_norm(config)
         self.dropout = ChinchillaDropout(config.hidden_dropout)
 

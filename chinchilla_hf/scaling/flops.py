@@ -13,12 +13,15 @@ def blocks_forward(config: ChinchillaBlockConfig, row_length: int) -> float:
     `2 * 2 * d * f`; with model width `d`, `h` heads of width `k`, sequence length `s` and feed-forward width `f`. Not
     counted, other than there: softmax, and embeddings, which are looked up and not multiplied.
     """
-    inner = config.num_attention_heads * config.head_dim
-    shared = config.num_key_value_heads * config.head_dim
-    projections = 2 * config.hidden_size * (2 * inner + 2 * shared)
-    attention = 2 * 2 * row_length * inner
-    feed_forward = 2 * 2 * config.hidden_size * config.intermediate_size
-    return config.num_hidden_layers * (projections + attention + feed_forward)
+    total = 0.0
+    for layer_idx in range(config.num_hidden_layers):
+        inner = config.attention_heads_of(layer_idx) * config.head_dim
+        shared = inner / config.num_key_value_groups
+        projections = 2 * config.hidden_size * (2 * inner + 2 * shared)
+        attention = 2 * 2 * row_length * inner
+        feed_forward = 2 * 2 * config.hidden_size * config.intermediate_size_of(layer_idx)
+        total += projections + attention + feed_forward
+    return total
 
 
 def head_forward(config: ChinchillaBlockConfig) -> float:
