@@ -1,7 +1,10 @@
-"""What the tests of labelled data share: files to read, and the rows that were read."""
+"""What the tests of labelled data share: files to read, the rows that were read, and a task that is quickly learned."""
 
 import json
+import random
 from pathlib import Path
+
+import pandas as pd
 
 from chinchilla_hf.data.labelled import LabelledData
 
@@ -46,3 +49,42 @@ def table(rows: list[dict], delimiter: str) -> bytes:
 
 def lines(rows: list[dict]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+# ---- A task that a tiny model learns in seconds: one word of a sentence gives its label away ----
+
+# Options of training/classify.py: the shape of a model from scratch, and how to train any.
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 100,
+    "max_length": 24,
+    "hidden_dropout": 0,
+}
+FAST = {"learning_rate": 5e-3, "num_train_epochs": 6, "per_device_train_batch_size": 8, "disable_tqdm": True}
+NOUNS = ["film", "plot", "cast", "music", "ending", "story", "scene", "script"]
+FILLERS = ["the", "whole", "really", "somehow", "today", "for me"]
+MOODS = {"good": ["fine", "lovely", "great"], "bad": ["awful", "dull", "poor"], "mixed": ["uneven", "odd", "strange"]}
+
+
+def sentences(count: int, seed: int = 0, moods: tuple[str, ...] = ("good", "bad")) -> list[tuple[str, str]]:
+    """Different sentences, each with the word that gives its label away."""
+    rng = random.Random(seed)
+    rows: dict[str, str] = {}
+    while len(rows) < count:
+        mood = moods[len(rows) % len(moods)]
+        words = [
+            rng.choice(FILLERS),
+            rng.choice(NOUNS),
+            rng.choice(MOODS[mood]),
+            rng.choice(NOUNS),
+            rng.choice(FILLERS),
+        ]
+        rows.setdefault(" ".join(words), mood)
+    return list(rows.items())
+
+
+def write_csv(path: Path, rows: list[tuple], columns: tuple[str, ...] = ("text", "label")) -> Path:
+    pd.DataFrame(rows, columns=list(columns)).to_csv(path, index=False)
+    return path

@@ -278,6 +278,7 @@ def test_help_all_tells_trainers_own_options_as_well(default_recipe, capsys):
 RECIPES = {
     "answer": ["policyqa"],
     "classify": ["tweet_sentiment", "clinc150", "sick", "smiles", "price_moves"],
+    "distill": ["clinc150_student"],
     "pretrain": ["encoder", "decoder"],
     "tag": ["conll2000"],
     "translate": ["multi30k"],

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from labelled_files import FAST, MOODS, TINY, sentences, write_csv
 from safetensors.torch import load_file
 from scripts import Ended, launch, read_record, run_forked, run_script, words
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, Trainer, pipeline
@@ -18,15 +19,6 @@ import chinchilla_hf
 from chinchilla_hf import ChinchillaForMaskedLM, head_fitting, train_tokenizer
 from chinchilla_hf.output_folder import list_checkpoints
 
-TINY = {
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "vocab_size": 100,
-    "max_length": 24,
-    "hidden_dropout": 0,
-}
-FAST = {"learning_rate": 5e-3, "num_train_epochs": 6, "per_device_train_batch_size": 8, "disable_tqdm": True}
 RESULT_FILES = {
     "README.md",
     "config.json",
@@ -52,33 +44,6 @@ def classify(monkeypatch, capsys):
         return capsys.readouterr().out
 
     return run
-
-
-NOUNS = ["film", "plot", "cast", "music", "ending", "story", "scene", "script"]
-FILLERS = ["the", "whole", "really", "somehow", "today", "for me"]
-MOODS = {"good": ["fine", "lovely", "great"], "bad": ["awful", "dull", "poor"], "mixed": ["uneven", "odd", "strange"]}
-
-
-def sentences(count: int, seed: int = 0, moods: tuple[str, ...] = ("good", "bad")) -> list[tuple[str, str]]:
-    """Different sentences, each with the word that gives its label away."""
-    rng = random.Random(seed)
-    rows: dict[str, str] = {}
-    while len(rows) < count:
-        mood = moods[len(rows) % len(moods)]
-        words = [
-            rng.choice(FILLERS),
-            rng.choice(NOUNS),
-            rng.choice(MOODS[mood]),
-            rng.choice(NOUNS),
-            rng.choice(FILLERS),
-        ]
-        rows.setdefault(" ".join(words), mood)
-    return list(rows.items())
-
-
-def write_csv(path: Path, rows: list[tuple], columns: tuple[str, ...] = ("text", "label")) -> Path:
-    pd.DataFrame(rows, columns=list(columns)).to_csv(path, index=False)
-    return path
 
 
 def test_single_label_from_scratch(classify, tmp_path):

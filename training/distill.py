@@ -1,0 +1,317 @@
+"""
+Distil a text classifier: a small model learns from a large one, on labelled texts and on more that are made of them.
+
+    python training/distill.py --teacher runs/clinc150 --dataset data_full.json --teacher_layers 1 4
+    python training/distill.py --teacher NAME_OR_FOLDER --dataset my.csv --hidden_size 128
+
+The teacher is any text classifier of Transformers that was trained on the same labels. The student begins with some of
+the teacher's layers and the part of its vocabulary that the texts need (--teacher_layers), at a checkpoint (--model),
+or from scratch with a shape of its own. What the teacher says is computed once and kept. The output folder is that of
+training/classify.py, and the record has the teacher's scores beside the student's. An interrupted run goes on where it
+was: repeat the command. The same student without distillation: --label_weight 1 --relation_weight 0
+--augmented_copies 0.
+"""
+
+import dataclasses
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import transformers
+from datasets import Dataset, concatenate_datasets
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from chinchilla_hf import ChinchillaForSequenceClassification
+from chinchilla_hf.classification import (
+    ClassifierRunArguments,
+    LabelledArguments,
+    baseline_scores,
+    load_data,
+    report,
+    save_classifier,
+    score_classifier,
+    tokenize,
+)
+from chinchilla_hf.compression.distillation import (
+    UNLABELLED,
+    DistillationArguments,
+    DistillationTrainer,
+    augment,
+    label_columns,
+    student_from_teacher,
+    teacher_outputs,
+    with_teacher,
+)
+from chinchilla_hf.conversion import load_or_convert
+from chinchilla_hf.data.labelled import LabelledData
+from chinchilla_hf.hub import check_access, push_folder
+from chinchilla_hf.metrics import classification_compute_metrics, predictions_from_logits, text_metrics
+from chinchilla_hf.model_start import ScratchArguments, StartArguments, choose_max_length, start_model
+from chinchilla_hf.output_folder import claim_output_folder
+from chinchilla_hf.processes import closed_process_group
+from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
+from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, describe_training
+from chinchilla_hf.training_arguments import choose_attention, result_neutral_options
+from chinchilla_hf.transfer import TransferArguments
+
+logger = logging.getLogger("distill")
+
+DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "clinc150_student.yaml"
+
+
+@dataclass
+class TeacherArguments:
+    """Who teaches, and what the student has of it."""
+
+    _argument_group_name = "Teacher"
+
+    teacher: str = field(
+        metadata={"help": "A text classifier of the same labels: a folder, a Hub name or package://NAME/PATH."}
+    )
+    teacher_layers: list[int] | None = field(
+        default=None, metadata={"help": "Layers of the teacher that the student begins with, from 0."}
+    )
+    intermediate_share: float = field(
+        default=1.0, metadata={"help": "Share of the neurons of these layers that the student has: the strongest."}
+    )
+    teacher_cache_dir: str | None = field(
+        default=None, metadata={"help": "Where the teacher's outputs are kept. Default: Hugging Face's cache."}
+    )
+
+
+@dataclass
+class ModelArguments(StartArguments):
+    """Where the student starts, if not with the teacher's layers, and what its classifier reads."""
+
+    pooling: str | None = field(
+        default=None,
+        metadata={
+            "help": "What the classifier reads: the first token or the mean over all. Default: as the teacher's.",
+            "choices": ["cls", "mean"],
+        },
+    )
+
+
+OPTIONS = (
+    LabelledArguments,
+    TeacherArguments,
+    DistillationArguments,
+    ModelArguments,
+    ScratchArguments,
+    ClassifierRunArguments,
+)
+
+
+def load_teacher(
+    options: TeacherArguments, data: LabelledData
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, list[int]]:
+    """The teacher, of our own kind if the student is to begin with its layers, and where it has the labels."""
+    location = resolve_location(options.teacher)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location)
+        if options.teacher_layers is None:
+            teacher = AutoModelForSequenceClassification.from_pretrained(location)
+        else:
+            teacher = load_or_convert(location, ChinchillaForSequenceClassification)
+    except OSError as error:
+        raise OSError(f"--teacher {options.teacher} cannot be loaded: {error}") from error
+    return tokenizer, teacher.float(), label_columns(teacher, data.label_names, data.problem_type)
+
+
+def make_student(
+    data: LabelledData,
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    columns: list[int],
+    options: TeacherArguments,
+    model_options: ModelArguments,
+    shape: ScratchArguments,
+) -> tuple[PreTrainedTokenizerBase, ChinchillaForSequenceClassification, str]:
+    """The student before it learns, its tokenizer, and a line that says where they come from."""
+    names = dict(enumerate(data.label_names))
+    fields = {"id2label": names, "label2id": {name: i for i, name in names.items()}, "problem_type": data.problem_type}
+    train = data.splits["train"]
+    text_columns = [column for column in ("text", "text_pair") if column in train.column_names]
+    texts = [text for column in text_columns for text in train[column]]
+    if options.teacher_layers is None:
+        if options.intermediate_share != 1:
+            raise ValueError("--intermediate_share is of the teacher's layers: give --teacher_layers, or leave it out")
+        if model_options.pooling is not None:
+            fields["pooling"] = model_options.pooling
+        return start_model(
+            ChinchillaForSequenceClassification, lambda: texts, model_options, shape, TransferArguments(), **fields
+        )
+    for option in dataclasses.fields(shape):
+        if getattr(shape, option.name) != option.default:
+            raise ValueError(f"--{option.name} is of a student from scratch, but --teacher_layers are given")
+    if model_options.model is not None:
+        raise ValueError("--model and --teacher_layers both say where the student starts: leave out one of them")
+    student, trimmed = student_from_teacher(
+        teacher, tokenizer, texts, options.teacher_layers, options.intermediate_share
+    )
+    classifier = student.classifier
+    classifier.weight.data, classifier.bias.data = classifier.weight.data[columns], classifier.bias.data[columns]
+    for name, value in {**fields, **model_options.config_fields()}.items():
+        setattr(student.config, name, value)
+    origin = (
+        f"from the teacher's layers {', '.join(map(str, options.teacher_layers))}, with {len(trimmed):,} of its "
+        f"{len(tokenizer):,} tokens"
+    )
+    # Dropout is read when a module is made.
+    student = ChinchillaForSequenceClassification.from_pretrained(
+        None, config=student.config, state_dict=student.state_dict()
+    )
+    return trimmed, student, origin
+
+
+def without_labels(texts: list[str], like: Dataset, problem_type: str) -> Dataset:
+    """Rows of `texts` beside those of `like`, whose labels say that there are none."""
+    none = float("nan") if problem_type == "regression" else UNLABELLED
+    example = like[0]["labels"]
+    labels = [[none] * len(example)] * len(texts) if isinstance(example, list) else [none] * len(texts)
+    return Dataset.from_dict({"text": texts, "labels": labels}).cast(like.select_columns(["text", "labels"]).features)
+
+
+@closed_process_group()
+def main() -> None:
+    data_options, teaching, distillation, model_options, shape, options = parse_recipe(OPTIONS, DEFAULT_RECIPE, __doc__)
+    logging.basicConfig(
+        format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=options.get_process_log_level()
+    )
+    transformers.utils.logging.set_verbosity(options.get_process_log_level())
+    set_seed(options.seed)
+    main_process = options.process_index == 0
+
+    with one_line_errors():
+        folder = Path(options.output_dir)
+        data = load_data(data_options)
+        pairs = len(data.text_columns) > 1
+        arguments = {
+            name: value
+            for part in (data_options, teaching, distillation, model_options, shape)
+            for name, value in dataclasses.asdict(part).items()
+        } | options.to_dict()
+        record = RunRecord(
+            task="text-classification",
+            arguments=arguments,
+            data={
+                "name": data_options.dataset,
+                "fingerprint": data.fingerprint,
+                "rows": {name: len(split) for name, split in data.splits.items()},
+                "label_names": data.label_names,
+                "text_pairs": pairs,
+            },
+            machine=describe_machine(options.device),
+        )
+        teacher_tokenizer, teacher, columns = load_teacher(teaching, data)
+        tokenizer, student, origin = make_student(
+            data, teacher, teacher_tokenizer, columns, teaching, model_options, shape
+        )
+        max_length = choose_max_length(model_options, tokenizer, student.config)
+        record.model = describe_model(student, model_options.model)
+        record.model["teacher"] = describe_model(teacher, teaching.teacher)
+        with options.main_process_first(desc="claiming the output folder"):
+            checkpoint = claim_output_folder(
+                folder,
+                record,
+                ignore=result_neutral_options(list(arguments)) | {"teacher_cache_dir"},
+                overwrite=options.overwrite and main_process,
+                write=main_process,
+            )
+        if options.push_to_hub:
+            check_access(options)
+    if main_process:
+        print(
+            f"{data.summary()}\nteacher: {teacher.num_parameters():,} parameters; student: "
+            f"{student.num_parameters():,}, {origin}"
+        )
+
+    train = data.splits["train"]
+    made: list[str] = []
+    if distillation.augmented_copies and pairs:
+        logger.warning("texts come in pairs, of which no others are made: --augmented_copies is left out")
+    elif distillation.augmented_copies:
+        made = list(augment(train["text"][:], distillation.augmented_copies, options.seed))
+        train = concatenate_datasets([train, without_labels(made, train, data.problem_type)])
+    record.data["augmented"] = len(made)
+    asking = {
+        "max_length": min(max_length, teacher_tokenizer.model_max_length),
+        "bf16": options.bf16,
+        "cache_dir": teaching.teacher_cache_dir,
+        "show_progress": main_process,
+    }
+    teacher.to(options.device)
+    with options.main_process_first(local=False, desc="asking the teacher"):
+        outputs, on_test = (
+            teacher_outputs(
+                teacher,
+                teacher_tokenizer,
+                rows["text"][:],
+                rows["text_pair"][:] if pairs else None,
+                columns,
+                **asking,
+            )
+            for rows in (train, data.splits["test"])
+        )
+    del teacher
+    with options.main_process_first(desc="tokenizing"):
+        parts = data.splits.copy()
+        parts["train"] = train
+        splits = tokenize(type(data.splits)(parts), tokenizer, max_length)
+    splits["train"] = with_teacher(splits["train"], outputs)
+    mean_length = sum(splits["train"]["length"]) / len(splits["train"])
+    student.set_attn_implementation(model_options.attn_implementation or choose_attention(options, mean_length))
+    push_to_hub, options.push_to_hub = options.push_to_hub, False
+    if options.metric_for_best_model is None or options.metric_for_best_model == "loss":  # Trainer's own default
+        options.metric_for_best_model = "r2" if data.problem_type == "regression" else "macro_f1"
+        options.greater_is_better = True
+    stops_early = options.early_stopping_patience and options.eval_strategy != "no"
+    trainer = DistillationTrainer(
+        student,
+        options,
+        distillation=distillation,
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+        compute_metrics=classification_compute_metrics(data.problem_type),
+        callbacks=[EarlyStoppingCallback(options.early_stopping_patience)] if stops_early else [],
+    )
+    try:
+        result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted at step {trainer.state.global_step}: the same command goes on from the last checkpoint")
+
+    test = score_classifier(trainer, splits, record)
+    if not main_process:
+        return
+    labels = np.asarray(data.splits["test"]["labels"][:])
+    says = predictions_from_logits(on_test.logits, data.problem_type)
+    record.scores["teacher"] = {"test": text_metrics(says, labels, data.problem_type)}
+    if data.problem_type == "single_label_classification":
+        agree = predictions_from_logits(test.predictions, data.problem_type) == says
+        record.scores["teacher"]["agreement"] = float(np.mean(agree))
+    if options.baseline:
+        logger.info("scoring the linear baseline")
+        record.scores["baseline"] = baseline_scores(data, options.seed)
+    record.training |= describe_training(
+        trainer.state, splits["train"]["length"], result.metrics["train_runtime"], options.seed
+    )
+    save_classifier(trainer, tokenizer, folder, record, data, test, options)
+    print(f"\n{report(record.scores)}\n\nthe model is in {folder}: pipeline('text-classification', '{folder}')")
+    if push_to_hub:
+        print(f"pushed to {push_folder(folder, options, 'Upload a distilled text classifier')}")
+
+
+if __name__ == "__main__":
+    main()
