@@ -18,9 +18,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import transformers
-from datasets import Dataset, concatenate_datasets
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -40,22 +38,19 @@ from chinchilla_hf.classification import (
     report,
     save_classifier,
     score_classifier,
-    tokenize,
 )
 from chinchilla_hf.compression.distillation import (
-    UNLABELLED,
     DistillationArguments,
     DistillationTrainer,
-    augment,
     label_columns,
+    scores_of_teacher,
     student_from_teacher,
-    teacher_outputs,
-    with_teacher,
+    taught_splits,
 )
 from chinchilla_hf.conversion import load_or_convert
 from chinchilla_hf.data.labelled import LabelledData
 from chinchilla_hf.hub import check_access, push_folder
-from chinchilla_hf.metrics import classification_compute_metrics, predictions_from_logits, text_metrics
+from chinchilla_hf.metrics import classification_compute_metrics
 from chinchilla_hf.model_start import ScratchArguments, StartArguments, choose_max_length, start_model
 from chinchilla_hf.output_folder import claim_output_folder
 from chinchilla_hf.processes import closed_process_group
@@ -174,14 +169,6 @@ def make_student(
     return trimmed, student, origin
 
 
-def without_labels(texts: list[str], like: Dataset, problem_type: str) -> Dataset:
-    """Rows of `texts` beside those of `like`, whose labels say that there are none."""
-    none = float("nan") if problem_type == "regression" else UNLABELLED
-    example = like[0]["labels"]
-    labels = [[none] * len(example)] * len(texts) if isinstance(example, list) else [none] * len(texts)
-    return Dataset.from_dict({"text": texts, "labels": labels}).cast(like.select_columns(["text", "labels"]).features)
-
-
 @closed_process_group()
 def main() -> None:
     data_options, teaching, distillation, model_options, shape, options = parse_recipe(OPTIONS, DEFAULT_RECIPE, __doc__)
@@ -236,39 +223,23 @@ def main() -> None:
             f"{student.num_parameters():,}, {origin}"
         )
 
-    train = data.splits["train"]
-    made: list[str] = []
-    if distillation.augmented_copies and pairs:
-        logger.warning("texts come in pairs, of which no others are made: --augmented_copies is left out")
-    elif distillation.augmented_copies:
-        made = list(augment(train["text"][:], distillation.augmented_copies, options.seed))
-        train = concatenate_datasets([train, without_labels(made, train, data.problem_type)])
-    record.data["augmented"] = len(made)
-    asking = {
-        "max_length": min(max_length, teacher_tokenizer.model_max_length),
-        "bf16": options.bf16,
-        "cache_dir": teaching.teacher_cache_dir,
-        "show_progress": main_process,
-    }
     teacher.to(options.device)
     with options.main_process_first(local=False, desc="asking the teacher"):
-        outputs, on_test = (
-            teacher_outputs(
-                teacher,
-                teacher_tokenizer,
-                rows["text"][:],
-                rows["text_pair"][:] if pairs else None,
-                columns,
-                **asking,
-            )
-            for rows in (train, data.splits["test"])
+        splits, on_test = taught_splits(
+            data,
+            teacher,
+            teacher_tokenizer,
+            tokenizer,
+            columns,
+            distillation,
+            max_length=max_length,
+            seed=options.seed,
+            bf16=options.bf16,
+            cache_dir=teaching.teacher_cache_dir,
+            show_progress=main_process,
         )
     del teacher
-    with options.main_process_first(desc="tokenizing"):
-        parts = data.splits.copy()
-        parts["train"] = train
-        splits = tokenize(type(data.splits)(parts), tokenizer, max_length)
-    splits["train"] = with_teacher(splits["train"], outputs)
+    record.data["augmented"] = len(splits["train"]) - len(data.splits["train"])
     mean_length = sum(splits["train"]["length"]) / len(splits["train"])
     student.set_attn_implementation(model_options.attn_implementation or choose_attention(options, mean_length))
     push_to_hub, options.push_to_hub = options.push_to_hub, False
@@ -295,12 +266,7 @@ def main() -> None:
     test = score_classifier(trainer, splits, record)
     if not main_process:
         return
-    labels = np.asarray(data.splits["test"]["labels"][:])
-    says = predictions_from_logits(on_test.logits, data.problem_type)
-    record.scores["teacher"] = {"test": text_metrics(says, labels, data.problem_type)}
-    if data.problem_type == "single_label_classification":
-        agree = predictions_from_logits(test.predictions, data.problem_type) == says
-        record.scores["teacher"]["agreement"] = float(np.mean(agree))
+    record.scores["teacher"] = scores_of_teacher(on_test, test, data)
     if options.baseline:
         logger.info("scoring the linear baseline")
         record.scores["baseline"] = baseline_scores(data, options.seed)

@@ -24,14 +24,17 @@ import datasets
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Value
 from safetensors.numpy import load_file, save_file
 from torch import nn
 from torch.utils.data import Sampler, SequentialSampler
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.trainer_utils import PredictionOutput
 
-from ..metrics import check_problem_type
+from ..classification import tokenize
+from ..data.labelled import LabelledData
+from ..metrics import check_problem_type, predictions_from_logits, text_metrics
 from ..modeling_chinchilla import ChinchillaForSequenceClassification
 from ..trainer import FineTuningTrainer
 from .pruning import BlockParts, keep_layers, magnitude_scores, prune
@@ -234,6 +237,76 @@ def with_teacher(rows: Dataset, outputs: TeacherOutputs) -> Dataset:
         flat = pa.array(values.reshape(-1))
         columns[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
     return datasets.concatenate_datasets([rows, Dataset(pa.table(columns))], axis=1)
+
+
+def taught_splits(
+    data: LabelledData,
+    teacher: PreTrainedModel,
+    teacher_tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerFast,
+    columns: Sequence[int],
+    options: DistillationArguments,
+    *,
+    max_length: int,
+    seed: int = 0,
+    bf16: bool = False,
+    cache_dir: str | os.PathLike[str] | None = None,
+    show_progress: bool = True,
+) -> tuple[DatasetDict, TeacherOutputs]:
+    """
+    Token ids of all splits, the training rows with what the teacher says, and what it says of the test texts.
+
+    Args:
+        data: texts and labels; to the training texts, those that are made of them are added.
+        teacher, teacher_tokenizer, columns, bf16, cache_dir, show_progress: as for [`teacher_outputs`].
+        tokenizer: of the student.
+        options: how many texts to make of each.
+        max_length: of a text, for both.
+        seed: of the texts that are made.
+    """
+    train, pairs = data.splits["train"], "text_pair" in data.splits["train"].column_names
+    if options.augmented_copies and pairs:
+        logger.warning("texts come in pairs, of which no others are made: augmented_copies is left out")
+    elif options.augmented_copies:
+        made = list(augment(train["text"][:], options.augmented_copies, seed))
+        if isinstance(train.features["labels"], ClassLabel):
+            train = train.cast_column("labels", Value("int64"))  # which -100 may be, and a class may not
+        train = datasets.concatenate_datasets([train, _without_labels(made, train, data.problem_type)])
+    of_train, of_test = (
+        teacher_outputs(
+            teacher,
+            teacher_tokenizer,
+            rows["text"][:],
+            rows["text_pair"][:] if pairs else None,
+            columns,
+            max_length=min(max_length, teacher_tokenizer.model_max_length),
+            bf16=bf16,
+            cache_dir=cache_dir,
+            show_progress=show_progress,
+        )
+        for rows in (train, data.splits["test"])
+    )
+    splits = tokenize(DatasetDict({**data.splits, "train": train}), tokenizer, max_length)
+    splits["train"] = with_teacher(splits["train"], of_train)
+    return splits, of_test
+
+
+def _without_labels(texts: list[str], like: Dataset, problem_type: str) -> Dataset:
+    """Rows of `texts` to stand beside those of `like`, whose labels say that there are none."""
+    none = float("nan") if problem_type == "regression" else UNLABELLED
+    example = like[0]["labels"]
+    labels = [[none] * len(example) if isinstance(example, list) else none] * len(texts)
+    return Dataset.from_dict({"text": texts, "labels": labels}, features=like.features)
+
+
+def scores_of_teacher(outputs: TeacherOutputs, test: PredictionOutput, data: LabelledData) -> dict[str, Any]:
+    """For [`RunRecord`]: how the teacher does on the test texts, and of how many both say the same class."""
+    says = predictions_from_logits(outputs.logits, data.problem_type)
+    labels = np.asarray(data.splits["test"]["labels"][:])
+    scores: dict[str, Any] = {"test": text_metrics(says, labels, data.problem_type)}
+    if data.problem_type == "single_label_classification":
+        scores["agreement"] = float(np.mean(predictions_from_logits(test.predictions, data.problem_type) == says))
+    return scores
 
 
 class DistillationTrainer(FineTuningTrainer):
