@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 RUN_RECORD = "run.json"
 TRAINER_LOGS = "runs"  # where Trainer puts TensorBoard's files
+STAGES = "stages"  # where a run that prunes in stages keeps them
 TARGET_TOKENIZER = "target_tokenizer"  # the tokenizer of the targets of a translator, if they have their own
 _STAGING = ".saving-"
 # A folder with the configuration but without weights does not load, so these are the last to get there.
@@ -95,7 +96,7 @@ def _delete_all_but_the_record(folder: Path) -> None:
     """What a run leaves. Its record stays, so that an interruption here leaves a folder that is known to be a run's."""
     for path in folder.iterdir():
         if path.is_dir():
-            ours = path.name in (TRAINER_LOGS, TARGET_TOKENIZER)
+            ours = path.name in (TRAINER_LOGS, TARGET_TOKENIZER, STAGES)
             if ours or path.name.startswith((PREFIX_CHECKPOINT_DIR, _STAGING)):
                 shutil.rmtree(path)
         elif path.name != RUN_RECORD:

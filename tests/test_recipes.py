@@ -280,6 +280,7 @@ RECIPES = {
     "classify": ["tweet_sentiment", "clinc150", "sick", "smiles", "price_moves"],
     "distill": ["clinc150_student"],
     "pretrain": ["encoder", "decoder"],
+    "prune": ["clinc150_pruned"],
     "tag": ["conll2000"],
     "translate": ["multi30k"],
 }
@@ -296,7 +297,7 @@ def test_every_recipe_here_fills_the_options_of_its_script(monkeypatch, script, 
     written = yaml.safe_load(path.read_text(encoding="utf-8"))
     # Data that may not be in a package are named on the command line.
     options = [] if "dataset" in written else ["--dataset", "my.json"]
-    options += ["--teacher", "runs/teacher"] if script == "distill" else []
+    options += {"distill": ["--teacher", "runs/large"], "prune": ["--model", "runs/large"]}.get(script, [])
     instances = parse_recipe(module.OPTIONS, module.DEFAULT_RECIPE, module.__doc__, [str(path), *options])
     values = {name: value for instance in instances for name, value in dataclasses.asdict(instance).items()}
     for name, value in written.items():

@@ -7,7 +7,7 @@ model. What is left is a smaller dense model, which is faster everywhere; its si
     parts = choose_parts(model.config, scores, flop_share=0.5, length=32)
     prune(model, parts)
 
-Score and prune a little, train, and again: one large cut loses more.
+Score and prune a little, train, and again, as `training/prune.py` does: one large cut loses more.
 """
 
 import dataclasses
