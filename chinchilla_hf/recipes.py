@@ -59,21 +59,21 @@ def parse_recipe(
     return tuple(instances[: len(dataclass_types)])
 
 
-def parse_options(dataclass_type: type, description: str) -> Any:
+def parse_options(dataclass_types: Sequence[type], description: str) -> tuple[Any, ...]:
     """
-    Fill `dataclass_type` from the command line of a script without recipes, whose head of `--help` is `description`.
+    Fill `dataclass_types` from the command line of a script without recipes, whose head of `--help` is `description`.
 
     Raises:
         SystemExit: the command line is wrong (with a message).
     """
     parser = HfArgumentParser(
-        dataclass_type, description=description.strip(), formatter_class=_help_formatter, allow_abbrev=False
+        dataclass_types, description=description.strip(), formatter_class=_help_formatter, allow_abbrev=False
     )
     try:
-        (options,) = parser.parse_args_into_dataclasses(look_for_args_file=False)
+        return parser.parse_args_into_dataclasses(look_for_args_file=False)
     except ValueError as error:  # a dataclass refuses its values
         parser.error(str(error))
-    return options
+        raise  # not reached
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):

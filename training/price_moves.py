@@ -32,7 +32,7 @@ class Options:
 
 
 def main() -> None:
-    options = parse_options(Options, __doc__)
+    (options,) = parse_options((Options,), __doc__)
     with one_line_errors():
         prices = read_prices(resolve_location(options.prices), options.price_column)
         names = ("window", "horizon", "num_symbols", "validation_share", "test_share")

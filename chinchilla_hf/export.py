@@ -1,0 +1,285 @@
+"""
+A checkpoint as a folder that runs without torch: on ONNX Runtime, from servers to telephones, and in the browser.
+
+    export.json                   what was exported, and the figures of the check
+    config.json, tokenizer.json   as transformers.js wants them: it reads the folder as that of a BERT
+    onnx/model.onnx               float32, one file
+    onnx/model_quantized.onnx     int8 weights, activations quantized as they come
+
+An export that does not compute what the checkpoint computes is no export: [`export_classifier`] compares it with torch
+on your texts, and refuses what is wrong, loses too much accuracy, or is not faster.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from .metrics import predictions_from_logits
+from .modeling_chinchilla import ChinchillaForSequenceClassification
+from .run_record import describe_machine, package_versions, write_atomically
+from .runtime import EXPORT_RECORD, FORMAT, FULL, QUANTIZED, OnnxTextClassifier
+
+logger = logging.getLogger(__name__)
+
+LARGEST_DIFFERENCE = 1e-4  # of float32 to torch
+RECORD_FIELDS = ("problem_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+
+
+class ExportRefusedError(ValueError):
+    """The export does not keep what it promises; the message says what it has, and what was asked for."""
+
+
+@dataclasses.dataclass
+class ExportFigures:
+    """
+    What the check of an export has found.
+
+    Args:
+        texts: that were compared.
+        full_difference: largest difference of a float32 score from torch's.
+        full_agreement: share of the texts of which float32 says what torch says.
+        quantized_agreement: share of the texts of which int8 says what float32 says.
+        accuracy: of torch, float32 and int8, where the texts have labels.
+        milliseconds: the median time for one text, on one thread.
+        megabytes: of the two models.
+    """
+
+    texts: int
+    full_difference: float
+    full_agreement: float
+    quantized_agreement: float | None = None
+    accuracy: dict[str, float] = dataclasses.field(default_factory=dict)
+    milliseconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    megabytes: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def export_classifier(
+    model: ChinchillaForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: str | os.PathLike[str],
+    texts: Sequence[str | tuple[str, str]],
+    labels: Sequence[int] | None = None,
+    *,
+    quantize: bool = True,
+    largest_loss: float = 0.005,
+    force: bool = False,
+) -> ExportFigures:
+    """
+    Export a text classifier, and check it.
+
+    Args:
+        model: in float32.
+        tokenizer: of it.
+        folder: made if it is not there; an older export in it is replaced when the new one is whole.
+        texts: of the task, to compare by.
+        labels: of the texts, class ids; then int8 may lose no more than `largest_loss` of the accuracy.
+        quantize: also make the int8 model.
+        largest_loss: share of the accuracy that int8 may lose.
+        force: write it all the same; the figures say what is wrong.
+
+    Raises:
+        ExportRefusedError: float32 differs from torch by more than 1e-4 in a score or in what it says of a text; int8
+            loses too much accuracy, or is not faster than float32 on this machine. Nothing is written.
+        ImportError: a package of the extra `export` is missing.
+        ValueError: no texts.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"{error.name} is not installed: pip install 'chinchilla-hf[export]'") from error
+    if not len(texts):
+        raise ValueError("there are no texts to compare the export by: give some of the task")
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        _write_models(model, tokenizer, staging, quantize)
+        _write_layout(model, tokenizer, staging)
+        figures = check_export(model, tokenizer, staging, texts, labels)
+        problems = _problems(figures, largest_loss)
+        if problems and not force:
+            raise ExportRefusedError(f"{'; '.join(problems)}: nothing was written (force writes it all the same)")
+        for problem in problems:
+            logger.warning("%s", problem)
+        _write_record(model, tokenizer, staging, figures, problems)
+        if folder.exists():
+            shutil.rmtree(folder)
+        staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return figures
+
+
+def _write_models(
+    model: ChinchillaForSequenceClassification, tokenizer: PreTrainedTokenizerFast, folder: Path, quantize: bool
+) -> None:
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
+    names = [name for name in tokenizer.model_input_names if name in ("input_ids", "attention_mask", "token_type_ids")]
+    texts, longest = ["one text", "and another one, which is longer"], min(16, model.config.max_position_embeddings)
+    example = tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+    exported = OnnxExporter().export(
+        model.eval(), {name: example[name] for name in names}, config=OnnxConfig(dynamic=True)
+    )
+    (folder / "onnx").mkdir()
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        exported.save_pretrained(scratch)
+        (file,) = Path(scratch).rglob("*.onnx")
+        onnx.save(onnx.load(file), str(folder / FULL))  # its weights inside
+        if quantize:
+            prepared = Path(scratch) / "prepared.onnx"
+            quant_pre_process(str(folder / FULL), str(prepared), skip_symbolic_shape=True)
+            # Signed weights are twice as fast as unsigned ones where the processor has VNNI.
+            quantize_dynamic(str(prepared), str(folder / QUANTIZED), weight_type=QuantType.QInt8)
+
+
+def _write_layout(model: ChinchillaForSequenceClassification, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Tokenizer and config as transformers.js takes them: of a model that it does not know it makes no pipeline."""
+    tokenizer.save_pretrained(folder)
+    for path in folder.iterdir():
+        if path.is_file() and path.name not in ("tokenizer.json", "tokenizer_config.json"):
+            path.unlink()
+    config = model.config.to_dict()
+    kept = (*RECORD_FIELDS, "id2label", "label2id", "max_position_embeddings", "pad_token_id", "type_vocab_size")
+    web = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
+    web |= {name: config[name] for name in kept if name in config}
+    (folder / "config.json").write_text(json.dumps(web, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    # What is needed to read the models back, before there are figures.
+    _write_record(model, tokenizer, folder, None, [])
+
+
+def _write_record(
+    model: ChinchillaForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    figures: ExportFigures | None,
+    problems: list[str],
+) -> None:
+    config = model.config
+    record: dict[str, Any] = {
+        "format": FORMAT,
+        "task": "text-classification",
+        "labels": [config.id2label[i] for i in range(config.num_labels)],
+        "max_length": min(tokenizer.model_max_length, config.max_position_embeddings),
+        "pad_token": tokenizer.pad_token,
+        "pad_token_id": tokenizer.pad_token_id,
+        "problem_type": config.problem_type or "single_label_classification",
+        "parameters": model.num_parameters(),
+        "figures": None if figures is None else dataclasses.asdict(figures),
+        "problems": problems,
+        "machine": describe_machine("cpu"),
+        "versions": package_versions(),
+    }
+    write_atomically(folder / EXPORT_RECORD, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+@torch.inference_mode()
+def check_export(
+    model: ChinchillaForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: str | os.PathLike[str],
+    texts: Sequence[str | tuple[str, str]],
+    labels: Sequence[int] | None = None,
+    batch_size: int = 32,
+) -> ExportFigures:
+    """Compare the export in `folder` with `model`, on `texts`; see [`ExportFigures`]."""
+    folder = Path(folder)
+    contestants: dict[str, OnnxTextClassifier] = {"float32": OnnxTextClassifier(folder, quantized=False)}
+    if (folder / QUANTIZED).is_file():
+        contestants["int8"] = OnnxTextClassifier(folder, quantized=True)
+    model.eval()
+
+    def torch_logits(rows: Sequence[Any]) -> np.ndarray:
+        columns = list(zip(*rows, strict=True)) if isinstance(rows[0], tuple) else [tuple(rows)]
+        inputs = tokenizer(*map(list, columns), padding=True, truncation=True, return_tensors="pt")
+        return model(**inputs).logits.float().numpy()
+
+    givers: dict[str, Callable[[Sequence[Any]], np.ndarray]] = {"torch": torch_logits}
+    givers |= {name: contestant.logits for name, contestant in contestants.items()}
+    logits = {
+        name: np.concatenate([give(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)])
+        for name, give in givers.items()
+    }
+    problem_type = model.config.problem_type or "single_label_classification"
+    says = {name: predictions_from_logits(values, problem_type) for name, values in logits.items()}
+
+    def agreement(one: str, other: str) -> float:
+        if problem_type == "regression":
+            return float(np.isclose(says[one], says[other], atol=LARGEST_DIFFERENCE).mean())
+        same = says[one] == says[other]
+        return float(same.reshape(len(same), -1).all(axis=1).mean())
+
+    figures = ExportFigures(
+        texts=len(texts),
+        full_difference=float(np.abs(logits["torch"] - logits["float32"]).max()),
+        full_agreement=agreement("torch", "float32"),
+        quantized_agreement=agreement("float32", "int8") if "int8" in logits else None,
+        milliseconds=_milliseconds(torch_logits, folder, list(contestants), texts),
+        megabytes={
+            name: (folder / (QUANTIZED if name == "int8" else FULL)).stat().st_size / 1e6 for name in contestants
+        },
+    )
+    if labels is not None and problem_type == "single_label_classification":
+        figures.accuracy = {name: float((values == np.asarray(labels)).mean()) for name, values in says.items()}
+    return figures
+
+
+def _milliseconds(
+    torch_logits: Callable[[Sequence[Any]], np.ndarray], folder: Path, names: list[str], texts: Sequence[Any]
+) -> dict[str, float]:
+    """The median time of one text on one thread, all taking turns with each text."""
+    givers = {name: OnnxTextClassifier(folder, quantized=name == "int8", num_threads=1).logits for name in names} | {
+        "torch": torch_logits
+    }
+    times: dict[str, list[float]] = {name: [] for name in givers}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for number in range(60):
+            for name, give in givers.items():
+                start = time.perf_counter()
+                give([texts[number % len(texts)]])
+                times[name].append(1e3 * (time.perf_counter() - start))
+    finally:
+        torch.set_num_threads(threads)
+    return {name: statistics.median(values[10:]) for name, values in times.items()}
+
+
+def _problems(figures: ExportFigures, largest_loss: float) -> list[str]:
+    """What an export promises and this one does not keep."""
+    problems = []
+    if figures.full_difference > LARGEST_DIFFERENCE:
+        problems.append(
+            f"a float32 score differs from torch's by {figures.full_difference:.1e}, expected at most "
+            f"{LARGEST_DIFFERENCE:.0e}"
+        )
+    if figures.full_agreement < 1:
+        problems.append(f"float32 says what torch says of {figures.full_agreement:.2%} of the texts, expected of all")
+    if "int8" in figures.accuracy and figures.accuracy["float32"] - figures.accuracy["int8"] > largest_loss:
+        problems.append(
+            f"int8 has an accuracy of {figures.accuracy['int8']:.4f} and float32 {figures.accuracy['float32']:.4f}, "
+            f"expected a loss of at most {largest_loss:g}"
+        )
+    if "int8" in figures.milliseconds and figures.milliseconds["int8"] >= figures.milliseconds["float32"]:
+        problems.append(
+            f"int8 takes {figures.milliseconds['int8']:.2f} ms a text and float32 "
+            f"{figures.milliseconds['float32']:.2f}, expected less"
+        )
+    return problems
