@@ -3,13 +3,13 @@
 import dataclasses
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from datasets import DatasetDict
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_utils import PredictionOutput
 
 from .baselines import tfidf_baseline
@@ -18,7 +18,7 @@ from .metrics import confidence_interval, plot_confusion_matrix, predictions_fro
 from .model_card import write_model_card
 from .output_folder import RUN_RECORD, list_checkpoints, save_model_folder
 from .recipes import resolve_location
-from .run_record import RunRecord, scores_of
+from .run_record import RunRecord, describe_machine, scores_of
 from .training_arguments import FineTuningArguments
 from .transfer import plain_model
 
@@ -88,6 +88,36 @@ class ClassifierRunArguments(FineTuningArguments):
     )
     license: str | None = field(default=None, metadata={"help": "Licence for the model card, such as apache-2.0."})
     language: str | None = field(default=None, metadata={"help": "Language code for the model card, such as en."})
+
+
+def start_record(
+    data: LabelledData, data_options: LabelledArguments, others: Sequence[Any], options: ClassifierRunArguments
+) -> RunRecord:
+    """The record of a run that is about to start; `others` are the dataclasses of its other options."""
+    arguments = {
+        name: value for part in (data_options, *others) for name, value in dataclasses.asdict(part).items()
+    } | options.to_dict()
+    return RunRecord(
+        task="text-classification",
+        arguments=arguments,
+        data={
+            "name": data_options.dataset,
+            "fingerprint": data.fingerprint,
+            "rows": {name: len(split) for name, split in data.splits.items()},
+            "label_names": data.label_names,
+            "text_pairs": len(data.text_columns) > 1,
+        },
+        machine=describe_machine(options.device),
+    )
+
+
+def select_best(options: ClassifierRunArguments, problem_type: str) -> list[TrainerCallback]:
+    """Let Trainer keep the best checkpoint by our metric, unless `options` say another; callbacks that stop early."""
+    if options.metric_for_best_model is None or options.metric_for_best_model == "loss":  # Trainer's own default
+        options.metric_for_best_model = "r2" if problem_type == "regression" else "macro_f1"
+        options.greater_is_better = True
+    stops_early = options.early_stopping_patience and options.eval_strategy != "no"
+    return [EarlyStoppingCallback(options.early_stopping_patience)] if stops_early else []
 
 
 def load_data(options: LabelledArguments) -> LabelledData:

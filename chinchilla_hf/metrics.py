@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from transformers import EvalPrediction
 
-# Problem type -> the metric that chooses the best checkpoint. Greater is better for all three.
+# Problem type -> the metric that chooses among fitted heads and among baselines. Greater is better for all three.
 MAIN_METRIC = {
     "single_label_classification": "accuracy",
     "multi_label_classification": "micro_f1",

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import transformers
-from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PreTrainedTokenizerBase, set_seed
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, set_seed
 
 from chinchilla_hf import ChinchillaForSequenceClassification
 from chinchilla_hf.classification import (
@@ -29,6 +29,8 @@ from chinchilla_hf.classification import (
     report,
     save_classifier,
     score_classifier,
+    select_best,
+    start_record,
     tokenize,
 )
 from chinchilla_hf.data.labelled import LabelledData
@@ -41,7 +43,7 @@ from chinchilla_hf.model_start import ScratchArguments, StartArguments, choose_m
 from chinchilla_hf.output_folder import RUN_RECORD, claim_output_folder
 from chinchilla_hf.processes import closed_process_group
 from chinchilla_hf.recipes import one_line_errors, parse_recipe
-from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, describe_training
+from chinchilla_hf.run_record import describe_model, describe_training
 from chinchilla_hf.trainer import FineTuningTrainer
 from chinchilla_hf.training_arguments import choose_attention, result_neutral_options
 from chinchilla_hf.transfer import (
@@ -129,23 +131,7 @@ def main() -> None:
     with one_line_errors():
         folder = Path(options.output_dir)
         data = load_data(data_options)
-        arguments = {
-            name: value
-            for part in (data_options, model_options, shape, transfer)
-            for name, value in dataclasses.asdict(part).items()
-        } | options.to_dict()
-        record = RunRecord(
-            task="text-classification",
-            arguments=arguments,
-            data={
-                "name": data_options.dataset,
-                "fingerprint": data.fingerprint,
-                "rows": {name: len(split) for name, split in data.splits.items()},
-                "label_names": data.label_names,
-                "text_pairs": len(data.text_columns) > 1,
-            },
-            machine=describe_machine(options.device),
-        )
+        record = start_record(data, data_options, (model_options, shape, transfer), options)
         tokenizer, model, origin = build_tokenizer_and_model(data, model_options, shape, transfer)
         max_length = choose_max_length(model_options, tokenizer, model.config)
         record.model = describe_model(model, model_options.model)
@@ -153,7 +139,7 @@ def main() -> None:
             checkpoint = claim_output_folder(
                 folder,
                 record,
-                ignore=result_neutral_options(list(arguments)),
+                ignore=result_neutral_options(list(record.arguments)),
                 overwrite=options.overwrite and main_process,
                 write=main_process,
             )
@@ -168,12 +154,7 @@ def main() -> None:
     model.set_attn_implementation(model_options.attn_implementation or choose_attention(options, mean_length))
     # Trainer would push every checkpoint; the finished folder is pushed once, at the end.
     push_to_hub, options.push_to_hub = options.push_to_hub, False
-    if options.metric_for_best_model is None or options.metric_for_best_model == "loss":  # Trainer's own default
-        options.metric_for_best_model = "r2" if data.problem_type == "regression" else "macro_f1"
-        options.greater_is_better = True
     collate = DataCollatorWithPadding(tokenizer)
-    stops_early = options.early_stopping_patience and options.eval_strategy != "no"
-    early_stopping = [EarlyStoppingCallback(options.early_stopping_patience)] if stops_early else []
     if model_options.fit_head_first and checkpoint is None:  # a checkpoint has the classifier that was trained so far
         with options.main_process_first(local=False, desc="fitting the classifier"):
             if main_process:
@@ -198,7 +179,7 @@ def main() -> None:
         data_collator=collate,
         processing_class=tokenizer,
         compute_metrics=classification_compute_metrics(data.problem_type),
-        callbacks=early_stopping,
+        callbacks=select_best(options, data.problem_type),
     )
     try:
         result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

@@ -23,7 +23,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
-    EarlyStoppingCallback,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
@@ -38,6 +37,8 @@ from chinchilla_hf.classification import (
     report,
     save_classifier,
     score_classifier,
+    select_best,
+    start_record,
 )
 from chinchilla_hf.compression.distillation import (
     DistillationArguments,
@@ -55,7 +56,7 @@ from chinchilla_hf.model_start import ScratchArguments, StartArguments, choose_m
 from chinchilla_hf.output_folder import claim_output_folder
 from chinchilla_hf.processes import closed_process_group
 from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
-from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, describe_training
+from chinchilla_hf.run_record import describe_model, describe_training
 from chinchilla_hf.training_arguments import choose_attention, result_neutral_options
 from chinchilla_hf.transfer import TransferArguments
 
@@ -182,24 +183,7 @@ def main() -> None:
     with one_line_errors():
         folder = Path(options.output_dir)
         data = load_data(data_options)
-        pairs = len(data.text_columns) > 1
-        arguments = {
-            name: value
-            for part in (data_options, teaching, distillation, model_options, shape)
-            for name, value in dataclasses.asdict(part).items()
-        } | options.to_dict()
-        record = RunRecord(
-            task="text-classification",
-            arguments=arguments,
-            data={
-                "name": data_options.dataset,
-                "fingerprint": data.fingerprint,
-                "rows": {name: len(split) for name, split in data.splits.items()},
-                "label_names": data.label_names,
-                "text_pairs": pairs,
-            },
-            machine=describe_machine(options.device),
-        )
+        record = start_record(data, data_options, (teaching, distillation, model_options, shape), options)
         teacher_tokenizer, teacher, columns = load_teacher(teaching, data)
         tokenizer, student, origin = make_student(
             data, teacher, teacher_tokenizer, columns, teaching, model_options, shape
@@ -211,7 +195,7 @@ def main() -> None:
             checkpoint = claim_output_folder(
                 folder,
                 record,
-                ignore=result_neutral_options(list(arguments)) | {"teacher_cache_dir"},
+                ignore=result_neutral_options(list(record.arguments)) | {"teacher_cache_dir"},
                 overwrite=options.overwrite and main_process,
                 write=main_process,
             )
@@ -243,10 +227,6 @@ def main() -> None:
     mean_length = sum(splits["train"]["length"]) / len(splits["train"])
     student.set_attn_implementation(model_options.attn_implementation or choose_attention(options, mean_length))
     push_to_hub, options.push_to_hub = options.push_to_hub, False
-    if options.metric_for_best_model is None or options.metric_for_best_model == "loss":  # Trainer's own default
-        options.metric_for_best_model = "r2" if data.problem_type == "regression" else "macro_f1"
-        options.greater_is_better = True
-    stops_early = options.early_stopping_patience and options.eval_strategy != "no"
     trainer = DistillationTrainer(
         student,
         options,
@@ -256,7 +236,7 @@ def main() -> None:
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
         compute_metrics=classification_compute_metrics(data.problem_type),
-        callbacks=[EarlyStoppingCallback(options.early_stopping_patience)] if stops_early else [],
+        callbacks=select_best(options, data.problem_type),
     )
     try:
         result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

@@ -11,7 +11,6 @@ where it was: repeat the command.
 """
 
 import copy
-import dataclasses
 import logging
 import shutil
 import sys
@@ -33,6 +32,8 @@ from chinchilla_hf.classification import (
     report,
     save_classifier,
     score_classifier,
+    select_best,
+    start_record,
 )
 from chinchilla_hf.compression.distillation import (
     DistillationArguments,
@@ -57,7 +58,7 @@ from chinchilla_hf.output_folder import (
 )
 from chinchilla_hf.processes import closed_process_group
 from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
-from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, describe_training
+from chinchilla_hf.run_record import describe_model, describe_training
 from chinchilla_hf.scaling.flops import blocks_forward
 from chinchilla_hf.training_arguments import choose_attention, result_neutral_options
 
@@ -168,23 +169,7 @@ def main() -> None:
     with one_line_errors():
         folder = Path(options.output_dir)
         data = load_data(data_options)
-        arguments = {
-            name: value
-            for part in (data_options, pruning, distillation)
-            for name, value in dataclasses.asdict(part).items()
-        } | options.to_dict()
-        record = RunRecord(
-            task="text-classification",
-            arguments=arguments,
-            data={
-                "name": data_options.dataset,
-                "fingerprint": data.fingerprint,
-                "rows": {name: len(split) for name, split in data.splits.items()},
-                "label_names": data.label_names,
-                "text_pairs": len(data.text_columns) > 1,
-            },
-            machine=describe_machine(options.device),
-        )
+        record = start_record(data, data_options, (pruning, distillation), options)
         location = resolve_location(pruning.model)
         try:
             whole_tokenizer = AutoTokenizer.from_pretrained(location)
@@ -214,7 +199,7 @@ def main() -> None:
             claim_output_folder(
                 folder,
                 record,
-                ignore=result_neutral_options(list(arguments)) | {"teacher_cache_dir"},
+                ignore=result_neutral_options(list(record.arguments)) | {"teacher_cache_dir"},
                 overwrite=options.overwrite and main_process,
                 write=main_process,
             )
@@ -245,9 +230,6 @@ def main() -> None:
     record.data["augmented"] = len(splits["train"]) - len(data.splits["train"])
     labelled = splits["train"].select(range(len(data.splits["train"])))  # the others come behind them
     push_to_hub, options.push_to_hub = options.push_to_hub, False
-    if options.metric_for_best_model is None or options.metric_for_best_model == "loss":  # Trainer's own default
-        options.metric_for_best_model = "r2" if data.problem_type == "regression" else "macro_f1"
-        options.greater_is_better = True
     collate = DataCollatorWithPadding(tokenizer)
     stages: list[dict] = record.training.setdefault("stages", [])
     attention = pruning.attn_implementation or choose_attention(options, length)
@@ -274,6 +256,7 @@ def main() -> None:
             data_collator=collate,
             processing_class=tokenizer,
             compute_metrics=classification_compute_metrics(data.problem_type),
+            callbacks=select_best(of_stage, data.problem_type),
         )
         checkpoint = last_whole_checkpoint(of_stage.output_dir)
         set_seed(options.seed + number)  # so that it does not matter what the process has done before
