@@ -1,5 +1,7 @@
 """Configurations of the Chinchilla encoder, decoder and encoder-decoder."""
 
+from typing import cast
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
@@ -193,8 +195,7 @@ class ChinchillaBlockConfig(PreTrainedConfig):
         """Width inside the feed-forward network of block `layer_idx`."""
         if self.intermediate_size_by_layer is not None:
             return self.intermediate_size_by_layer[layer_idx]
-        assert self.intermediate_size is not None, "it is set in __post_init__"
-        return self.intermediate_size
+        return cast(int, self.intermediate_size)  # set in __post_init__
 
     def _check_by_layer(self, name: str, multiple: int) -> None:
         values = getattr(self, name)
