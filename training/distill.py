@@ -119,7 +119,7 @@ def load_teacher(
             teacher = AutoModelForSequenceClassification.from_pretrained(location)
         else:
             teacher = load_or_convert(location, ChinchillaForSequenceClassification)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # no such place, or no whole checkpoint there
         raise OSError(f"--teacher {options.teacher} cannot be loaded: {error}") from error
     return tokenizer, teacher.float(), label_columns(teacher, data.label_names, data.problem_type)
 

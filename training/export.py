@@ -63,7 +63,7 @@ def main() -> None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(location)
             model = load_or_convert(location, ChinchillaForSequenceClassification).float()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # no such place, or no whole checkpoint there
             raise OSError(f"--model {options.model} cannot be loaded: {error}") from error
         columns = label_columns(model, data.label_names, data.problem_type)
         test = data.splits["test"].select(range(min(options.max_texts, len(data.splits["test"]))))

@@ -174,7 +174,7 @@ def main() -> None:
         try:
             whole_tokenizer = AutoTokenizer.from_pretrained(location)
             whole = load_or_convert(location, ChinchillaForSequenceClassification).float()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # no such place, or no whole checkpoint there
             raise OSError(f"--model {pruning.model} cannot be loaded: {error}") from error
         columns = label_columns(whole, data.label_names, data.problem_type)
         if columns != list(range(len(columns))):
