@@ -214,8 +214,8 @@ def few_queries_attention_forward(
 ) -> tuple[torch.Tensor, None]:
     """
     What SDPA computes, where a text is written on a CPU: for one query, or for a few that see the same keys, without
-    dropout and gradient. The kernel of PyTorch 2.13 is made for blocks of queries: two products take a fifth to nine
-    tenths of its time, but where there is little to do, or one query to few keys in float32
+    dropout and gradient. The kernel of PyTorch 2.13 is made for blocks of queries: two products take a fifth to about
+    all of its time, but where there is little to do, or one query to few keys in float32
     (`tests/benchmarks/few_queries.py`).
     """
     rows, heads, queries, width = query.shape
