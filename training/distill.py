@@ -136,14 +136,14 @@ def make_student(
     """The student before it learns, its tokenizer, and a line that says where they come from."""
     names = dict(enumerate(data.label_names))
     fields = {"id2label": names, "label2id": {name: i for i, name in names.items()}, "problem_type": data.problem_type}
+    if model_options.pooling is not None:
+        fields["pooling"] = model_options.pooling
     train = data.splits["train"]
     text_columns = [column for column in ("text", "text_pair") if column in train.column_names]
     texts = [text for column in text_columns for text in train[column]]
     if options.teacher_layers is None:
         if options.intermediate_share != 1:
             raise ValueError("--intermediate_share is of the teacher's layers: give --teacher_layers, or leave it out")
-        if model_options.pooling is not None:
-            fields["pooling"] = model_options.pooling
         return start_model(
             ChinchillaForSequenceClassification, lambda: texts, model_options, shape, TransferArguments(), **fields
         )
@@ -249,7 +249,8 @@ def main() -> None:
     record.scores["teacher"] = scores_of_teacher(on_test, test, data)
     if options.baseline:
         logger.info("scoring the linear baseline")
-        record.scores["baseline"] = baseline_scores(data, options.seed)
+        symbols = tokenizer.tokenize if shape.tokenizer_algorithm == "symbols" else None
+        record.scores["baseline"] = baseline_scores(data, options.seed, symbols)
     record.training |= describe_training(
         trainer.state, splits["train"]["length"], result.metrics["train_runtime"], options.seed
     )

@@ -82,7 +82,7 @@ class PruningArguments:
     trim_vocabulary: bool = field(
         default=False, metadata={"help": "Leave out the tokens that no training or validation text has."}
     )
-    stages: int = field(default=3, metadata={"help": "Prune in so many stages, each trained for as many epochs."})
+    stages: int = field(default=3, metadata={"help": "Prune in so many stages, each of --num_train_epochs."})
     importance: str = field(
         default="first_order",
         metadata={"help": "What a part is chosen by: change of the loss, or size of weights.", "choices": SCORES},

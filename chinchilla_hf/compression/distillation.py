@@ -104,8 +104,8 @@ def label_columns(teacher: PreTrainedModel, label_names: Sequence[str], problem_
     if problem_type == "regression":
         if teacher.config.num_labels != len(label_names):
             raise ValueError(
-                f"the teacher gives {teacher.config.num_labels} numbers, but the data have {len(label_names)}: "
-                "choose a teacher that was trained on this task"
+                f"the classifier gives {teacher.config.num_labels} numbers, but the data have {len(label_names)}: "
+                "choose one that was trained on this task"
             )
         return list(range(len(label_names)))
     places = {name: int(place) for place, name in theirs.items()}
@@ -113,8 +113,8 @@ def label_columns(teacher: PreTrainedModel, label_names: Sequence[str], problem_
     if missing or len(places) != len(label_names):
         shown = ", ".join(map(repr, missing[:5] or sorted(set(places) - set(label_names))[:5]))
         raise ValueError(
-            f"the teacher knows {len(places)} labels and the data have {len(label_names)}; only one of them has "
-            f"{shown}: choose a teacher that was trained on these labels"
+            f"the classifier knows {len(places)} labels and the data have {len(label_names)}; only one of them has "
+            f"{shown}: choose one that was trained on these labels"
         )
     return [places[name] for name in label_names]
 

@@ -56,7 +56,7 @@ def _layers(model: ChinchillaFamilyPreTrainedModel) -> list[ChinchillaLayer]:
 
 def magnitude_scores(model: ChinchillaFamilyPreTrainedModel) -> list[BlockScores]:
     """
-    The sum of the squared weights that a part reads and writes by: no data needed, and a poor guide after fine-tuning.
+    The sum of the squared weights that a part reads and writes by: for this, no data are needed.
     """
     scores = []
     for layer in _layers(model):

@@ -114,9 +114,9 @@ def test_labels_are_found_by_their_names(tokenizer):
     teacher = make_teacher(tokenizer)
     assert label_columns(teacher, ["money", "hello", "card"], SINGLE) == [1, 2, 0]
     for names, shown in ((["money", "card"], "'hello'"), (["money", "card", "bye"], "'bye'")):
-        with pytest.raises(ValueError, match=f"only one of them has {shown}: choose a teacher"):
+        with pytest.raises(ValueError, match=f"only one of them has {shown}: choose one"):
             label_columns(teacher, names, SINGLE)
-    with pytest.raises(ValueError, match="the teacher gives 3 numbers, but the data have 1"):
+    with pytest.raises(ValueError, match="the classifier gives 3 numbers, but the data have 1"):
         label_columns(teacher, ["score"], "regression")
 
 

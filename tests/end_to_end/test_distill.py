@@ -119,7 +119,9 @@ def test_bad_options(distill, tmp_path, options, message):
 
 def test_a_teacher_of_other_labels(distill, tmp_path):
     other = write_csv(tmp_path / "other.csv", [(text, f"{mood}!") for text, mood in sentences(120)])
-    with pytest.raises(SystemExit, match="the teacher knows 3 labels and the data have 2; only one of them has 'bad!'"):
+    with pytest.raises(
+        SystemExit, match="the classifier knows 3 labels and the data have 2; only one of them has 'bad!"
+    ):
         distill(dataset=other, teacher_layers=[0], output_dir=tmp_path / "out", **SHORT)
     with pytest.raises(SystemExit) as exit_:
         distill(dataset=other, temperature=0, output_dir=tmp_path / "out", **SHORT)

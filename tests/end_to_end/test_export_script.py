@@ -37,7 +37,9 @@ def test_a_trained_classifier(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit, match=message):
             export(**options)
     other = write_csv(tmp_path / "other.csv", [(text, f"{mood}!") for text, mood in sentences(120)])
-    with pytest.raises(SystemExit, match="the teacher knows 2 labels and the data have 2; only one of them has 'bad!'"):
+    with pytest.raises(
+        SystemExit, match="the classifier knows 2 labels and the data have 2; only one of them has 'bad!"
+    ):
         export(dataset=other)
 
 

@@ -127,7 +127,7 @@ def test_bad_options(prune, tmp_path, options, message):
 
 def test_labels_of_another_task_and_another_order(prune, tmp_path):
     other = write_csv(tmp_path / "other.csv", [(text, f"{mood}!") for text, mood in sentences(120)])
-    with pytest.raises(SystemExit, match="the teacher knows 3 labels and the data have 2"):
+    with pytest.raises(SystemExit, match="the classifier knows 3 labels and the data have 2"):
         prune(dataset=other, output_dir=tmp_path / "out", **SHORT)
     with pytest.raises(SystemExit, match="give --class_names in the order of the model"):
         prune(class_names=["mixed", "good", "bad"], output_dir=tmp_path / "out", **SHORT)
