@@ -188,6 +188,7 @@ def main() -> None:
         tokenizer, student, origin = make_student(
             data, teacher, teacher_tokenizer, columns, teaching, model_options, shape
         )
+        token_teacher = distillation.token_teacher(teacher, student)
         max_length = choose_max_length(model_options, tokenizer, student.config)
         record.model = describe_model(student, model_options.model)
         record.model["teacher"] = describe_model(teacher, teaching.teacher)
@@ -231,6 +232,8 @@ def main() -> None:
         student,
         options,
         distillation=distillation,
+        token_teacher=token_teacher,
+        teacher_tokenizer=teacher_tokenizer,
         train_dataset=splits["train"],
         eval_dataset=splits["validation"],
         data_collator=DataCollatorWithPadding(tokenizer),

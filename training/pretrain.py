@@ -126,7 +126,9 @@ class ObjectiveArguments:
         },
     )
     masking_rate: float = field(default=0.3, metadata={"help": "Share of the tokens to predict, at the beginning."})
-    final_masking_rate: float = field(default=0.15, metadata={"help": "The share at the end; in a line between."})
+    final_masking_rate: float | None = field(
+        default=None, metadata={"help": "The share at the end, in a line between. Default: as at the beginning."}
+    )
     mask_share: float = field(default=0.8, metadata={"help": "Of the tokens to predict, become the mask token."})
     random_share: float = field(default=0.1, metadata={"help": "Of the tokens to predict, become a random token."})
     next_sentence: bool = field(
@@ -137,6 +139,8 @@ class ObjectiveArguments:
     )
 
     def __post_init__(self) -> None:
+        if self.final_masking_rate is None:
+            self.final_masking_rate = self.masking_rate
         if self.causal and (self.next_sentence or self.causal_share):
             raise ValueError(
                 "--objective is causal, for a decoder, but --next_sentence and --causal_share are for an encoder: "

@@ -120,7 +120,8 @@ def labelled_batches(
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Some of the rows that have a label, without what a teacher says, in small batches."""
     rows = rows.shuffle(seed).select(range(min(count, len(rows))))
-    rows = rows.remove_columns([name for name in rows.column_names if name.startswith("teacher_") or name == "length"])
+    kept = ("input_ids", "token_type_ids", "attention_mask", "labels")
+    rows = rows.select_columns([name for name in rows.column_names if name in kept])
     for begin in range(0, len(rows), 32):
         batch = collate([rows[i] for i in range(begin, min(begin + 32, len(rows)))])
         yield {name: tensor.to(device) for name, tensor in batch.items()}
@@ -193,6 +194,9 @@ def main() -> None:
         begin = blocks_forward(model.config, length) / flops
         if begin > pruning.flop_share:  # whether the target can be met
             choose_parts(model.config, magnitude_scores(model), pruning.flop_share / begin, length)
+        token_teacher = distillation.token_teacher(whole, model)
+        if token_teacher is not None:  # it can be made; every stage has its own
+            token_teacher.release()
         record.model = describe_model(model, pruning.model)
         record.model["teacher"] = describe_model(whole, pruning.model)
         with options.main_process_first(desc="claiming the output folder"):
@@ -226,7 +230,6 @@ def main() -> None:
             cache_dir=pruning.teacher_cache_dir,
             show_progress=main_process,
         )
-    del whole
     record.data["augmented"] = len(splits["train"]) - len(data.splits["train"])
     labelled = splits["train"].select(range(len(data.splits["train"])))  # the others come behind them
     push_to_hub, options.push_to_hub = options.push_to_hub, False
@@ -251,6 +254,8 @@ def main() -> None:
             model,
             of_stage,
             distillation=distillation,
+            token_teacher=distillation.token_teacher(whole, model),
+            teacher_tokenizer=whole_tokenizer,
             train_dataset=splits["train"],
             eval_dataset=splits["validation"],
             data_collator=collate,

@@ -4,7 +4,8 @@ Knowledge distillation: a small model learns what a large one says, which is mor
 A teacher is any text classifier of Transformers. What it gives for a text, its scores and a vector, is computed once
 and kept; texts without a label can be added, and made of those that there are (`augment`). The student learns the
 scores, softened (Hinton et al. 2015, arXiv 1503.02531), the labels, and how like the texts of a batch are to each other
-(Tung and Mori 2019, arXiv 1907.09682), which needs no widths to be the same.
+(Tung and Mori 2019, arXiv 1907.09682), which needs no widths to be the same. It may learn the states of the teacher's
+tokens, too (`token_states`).
 
 A student may begin with the teacher's own layers: see [`student_from_teacher`].
 """
@@ -38,6 +39,7 @@ from ..metrics import check_problem_type, predictions_from_logits, text_metrics
 from ..modeling_chinchilla import ChinchillaForSequenceClassification
 from ..trainer import FineTuningTrainer
 from .pruning import BlockParts, keep_layers, magnitude_scores, prune
+from .token_states import COLUMNS, OWN_POSITIONS, TaughtCollator, TokenTeacher, tokens_for_both
 from .vocabulary import trim_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -61,6 +63,18 @@ class DistillationArguments:
     relation_weight: float = field(
         default=1.0, metadata={"help": "Weight of how like the texts of a batch are to each other; 0: leave it out."}
     )
+    hidden_weight: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the tokens' hidden states, which learned projections map to the teacher's."},
+    )
+    attention_weight: float = field(
+        default=0.0,
+        metadata={"help": "Weight of how the last layer's queries, keys and values relate to each other."},
+    )
+    relation_heads: int | None = field(
+        default=None,
+        metadata={"help": "Parts of a vector for --attention_weight. Default: up to the teacher's heads, what fits."},
+    )
     augmented_copies: int = field(
         default=10, metadata={"help": "Texts that are made of every training text, for the teacher to label."}
     )
@@ -70,9 +84,22 @@ class DistillationArguments:
             raise ValueError(f"temperature is {self.temperature}, expected above 0")
         if not 0 <= self.label_weight <= 1:
             raise ValueError(f"label_weight is {self.label_weight}, expected a share from 0 to 1")
-        for name in ("relation_weight", "augmented_copies"):
+        for name in ("relation_weight", "hidden_weight", "attention_weight", "augmented_copies"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
+        if self.relation_heads is not None and self.relation_heads < 1:
+            raise ValueError(f"relation_heads is {self.relation_heads}, expected at least 1")
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether the student learns the teacher's tokens, for which the teacher reads along."""
+        return self.hidden_weight > 0 or self.attention_weight > 0
+
+    def token_teacher(self, teacher: PreTrainedModel, student: PreTrainedModel) -> TokenTeacher | None:
+        """What gives the loss of tokens, if they have a weight; raises what it raises."""
+        if not self.of_tokens:
+            return None
+        return TokenTeacher(teacher, student, self.hidden_weight, self.attention_weight, self.relation_heads)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +287,7 @@ def taught_splits(
         data: texts and labels; to the training texts, those that are made of them are added.
         teacher, teacher_tokenizer, columns, bf16, cache_dir, show_progress: as for [`teacher_outputs`].
         tokenizer: of the student.
-        options: how many texts to make of each.
+        options: how many texts to make of each, and whether the teacher is to read along.
         max_length: of a text, for both.
         seed: of the texts that are made.
     """
@@ -288,6 +315,21 @@ def taught_splits(
     )
     splits = tokenize(DatasetDict({**data.splits, "train": train}), tokenizer, max_length)
     splits["train"] = with_teacher(splits["train"], of_train)
+    if options.of_tokens:
+
+        def align(rows: dict[str, list]) -> dict[str, list]:
+            return tokens_for_both(rows["text"], rows.get("text_pair"), tokenizer, teacher_tokenizer, max_length)
+
+        names = [name for name in train.column_names if name not in ("text", "text_pair")]
+        columns_of_tokens = train.remove_columns(names).map(
+            align, batched=True, remove_columns=["text", "text_pair"] if pairs else ["text"], desc="Aligning tokens"
+        )
+        if not any(columns_of_tokens[OWN_POSITIONS]):
+            raise ValueError(
+                "no token of the student's tokenizer stands for the same characters as one of the teacher's: leave out "
+                "hidden_weight and attention_weight"
+            )
+        splits["train"] = datasets.concatenate_datasets([splits["train"], columns_of_tokens], axis=1)
     return splits, of_test
 
 
@@ -319,17 +361,40 @@ class DistillationTrainer(FineTuningTrainer):
     Args:
         args, kwargs: of [`FineTuningTrainer`].
         distillation: what is learned from the teacher.
+        token_teacher: from [`DistillationArguments.token_teacher`]; it is released after the training.
+        teacher_tokenizer: of the token teacher.
     """
 
-    def __init__(self, *args: Any, distillation: DistillationArguments, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        distillation: DistillationArguments,
+        token_teacher: TokenTeacher | None = None,
+        teacher_tokenizer: PreTrainedTokenizerFast | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.distillation = distillation
         self.model_accepts_loss_kwargs = False  # means over rows: Trainer divides them where it accumulates
+        self.token_teacher = token_teacher
+        if token_teacher is not None:
+            token_teacher.teacher.to(self.args.device)
+            # Trained and kept in checkpoints with the student, as long as it is taught.
+            self.model.token_projections = token_teacher.projections.to(self.args.device)
+            self.data_collator = TaughtCollator(self.processing_class, teacher_tokenizer)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self.token_teacher is not None and hasattr(self.model, "token_projections"):
+                self.token_teacher.release()
+                del self.model.token_projections
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         names: list[str] = self._signature_columns  # type: ignore[has-type]
-        self._signature_columns = [*names, "teacher_logits", "teacher_vectors"]
+        self._signature_columns = [*names, "teacher_logits", "teacher_vectors", *COLUMNS]
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
         return SequentialSampler(eval_dataset)  # predictions in the order of the texts, to compare with the teacher's
@@ -342,7 +407,8 @@ class DistillationTrainer(FineTuningTrainer):
         options = self.distillation
         of_teacher, vectors = inputs.pop("teacher_logits"), inputs.pop("teacher_vectors")
         labels = inputs.pop("labels")
-        outputs = model(**inputs, output_hidden_states=options.relation_weight > 0)
+        of_tokens = {name: inputs.pop(name) for name in COLUMNS if name in inputs}
+        outputs = model(**inputs, output_hidden_states=options.relation_weight > 0 or options.of_tokens)
         logits = outputs.logits.float()
         problem_type = self.model.config.problem_type
         loss = (1 - options.label_weight) * loss_from_teacher(logits, of_teacher, problem_type, options.temperature)
@@ -358,6 +424,8 @@ class DistillationTrainer(FineTuningTrainer):
             own = mean_states(outputs.hidden_states[-1].float(), inputs["attention_mask"])
             own = nn.functional.normalize(own, dim=-1)
             loss = loss + options.relation_weight * (own @ own.T - vectors @ vectors.T).square().mean()
+        if self.token_teacher is not None:
+            loss = loss + self.token_teacher(outputs, of_tokens)
         return (loss, outputs) if return_outputs else loss
 
 

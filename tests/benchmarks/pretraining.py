@@ -8,6 +8,8 @@ included: ours on packed rows, the peers on batches of documents padded to the l
 documents, padding is none. The contestants, each in a process of its own, take turns, so that a slow moment of the
 machine hits all of them; printed are medians, and the median of the ratios within a turn.
 
+On an accelerator a data loader's worker makes the batches of each meanwhile, as there one trains.
+
 Then: executed FLOP/s against the rate of a matrix product measured in the same run, the share of a step that the data
 pipeline takes, and the peak memory of a step, by steps without a contestant beside them.
 """
@@ -28,6 +30,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, IterableDataset
+from tqdm.auto import trange
 from transformers import BertConfig, BertForMaskedLM, HfArgumentParser, ModernBertConfig, ModernBertForMaskedLM
 from turns import Worker, device_name, print_rates
 
@@ -139,6 +143,16 @@ def packed_batches(
         begin += size
 
 
+class Batches(IterableDataset):
+    """Batches for the worker of a data loader to make."""
+
+    def __init__(self, batches: Iterator[tuple[dict[str, torch.Tensor], int]]):
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], int]]:
+        return self.batches
+
+
 def common_shape(options: Options, tokenizer: Any) -> dict[str, int]:
     return {
         "vocab_size": max(options.vocab_size, len(tokenizer)),
@@ -181,6 +195,9 @@ def make(name: str, options: Options, store: TokenStore, tokenizer: Any) -> Cont
             model.set_attn_implementation("eager")
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
         batches = padded_batches(store, special, masked, options)
+    if options.device != "cpu":
+        options_of_loader = {"num_workers": 1, "prefetch_factor": 4, "multiprocessing_context": "fork"}
+        batches = iter(DataLoader(Batches(batches), batch_size=None, pin_memory=True, **options_of_loader))
     dtype = torch.float32 if "fp32" in name else torch.bfloat16
     return Contestant(model.to(options.device).train(), optimizer, batches, dtype, options.device)
 
@@ -248,7 +265,7 @@ def compare(options: Options, store: TokenStore, tokenizer: Any) -> None:
         contestant.turn(2)
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     peaks, data_shares = [], []
-    for _ in range(options.rounds):
+    for _ in trange(options.rounds, desc="Turns"):
         peaks.append(matmul_flops_per_second(options.device, torch.bfloat16, seconds=0.5))
         for name, contestant in contestants.items():
             useful, seconds, data_seconds = contestant.turn(options.steps)

@@ -59,10 +59,10 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {
         "AdamW, 2e-3": {"optimizer": "adamw", "learning_rate": 2e-3},
     },
     "masking_rate": {
-        "0.30 to 0.15": {},
+        "0.30": {},
         "0.15": {"masking_rate": 0.15},
-        "0.30": {"final_masking_rate": 0.3},
-        "0.40 to 0.15": {"masking_rate": 0.4},
+        "0.30 to 0.15": {"final_masking_rate": 0.15},
+        "0.40 to 0.15": {"masking_rate": 0.4, "final_masking_rate": 0.15},
     },
     "next_sentence": {
         "off": {},

@@ -5,6 +5,7 @@ A slow moment of the machine hits all of them, and the memory of each is its own
 ratios within a turn.
 """
 
+import atexit
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -31,8 +32,9 @@ class Worker:
     def __init__(self, serve: Callable[..., None], *arguments: Any):
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, *arguments), daemon=True)
+        self.process = context.Process(target=serve, args=(theirs, *arguments))
         self.process.start()
+        atexit.register(self.process.terminate)  # no daemon: those may have no data loader with workers
         theirs.close()  # or the end of a process that fails would not be seen here
 
     def turn(self, amount: float) -> Any:

@@ -87,6 +87,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(taught, tmp_path):
         "baseline": False,
     }
     options |= {"teacher_cache_dir": tmp_path / "cache", "hidden_dropout": 0.1, **SHORT}
+    options |= {"hidden_weight": 1.0, "attention_weight": 1.0}  # with projections that a checkpoint has to keep
     whole = run_forked("distill", {**options, "output_dir": tmp_path / "whole"})
     assert whole.code == 0, whole.errors
     steps = read_record(tmp_path / "whole")["training"]["steps"]
@@ -96,12 +97,14 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(taught, tmp_path):
     assert again.code == 0, again.errors
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts")]
     assert all(torch.equal(weights[0][name], tensor) for name, tensor in weights[1].items())
+    assert not any("projections" in name for name in weights[0])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"teacher_layers": [2]}, r"blocks \[2\] are to stay, expected different ones from 0 to 1"),
+        ({"teacher_layers": [0], "attention_weight": 1, "relation_heads": 5}, "relation_heads is 5, but must divide"),
         ({"intermediate_share": 0.5}, "--intermediate_share is of the teacher's layers: give --teacher_layers"),
         (
             {"teacher_layers": [0], "hidden_size": 64},

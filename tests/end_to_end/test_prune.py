@@ -62,7 +62,8 @@ def test_a_share_of_the_flops_is_left(prune, trained, tmp_path, importance):
 
 
 def test_blocks_and_tokens(prune, trained, tmp_path):
-    prune(layers=[1], flop_share=0.5, trim_vocabulary=True, stages=1, output_dir=tmp_path / "out", **SHORT)
+    of_tokens = {"hidden_weight": 0.1, "attention_weight": 0.1}
+    prune(layers=[1], flop_share=0.5, trim_vocabulary=True, stages=1, output_dir=tmp_path / "out", **of_tokens, **SHORT)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     before = json.loads((trained / "whole" / "config.json").read_text())
     assert config["num_hidden_layers"] == 1 and config["vocab_size"] < before["vocab_size"]
