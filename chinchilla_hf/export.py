@@ -5,6 +5,7 @@ A checkpoint as a folder that runs without torch: on ONNX Runtime, from servers 
     config.json, tokenizer.json   as transformers.js wants them: it reads the folder as that of a BERT
     onnx/model.onnx               float32, one file
     onnx/model_quantized.onnx     int8 weights, activations quantized as they come
+    index.html                    a page that classifies in the browser
 
 An export that does not compute what the checkpoint computes is no export: [`export_classifier`] compares it with torch
 on your texts, and refuses what is wrong, loses too much accuracy, or is not faster.
@@ -33,6 +34,12 @@ from .runtime import EXPORT_RECORD, FORMAT, FULL, QUANTIZED, OnnxTextClassifier
 
 logger = logging.getLogger(__name__)
 
+PAGE = Path(__file__).parent / "templates" / "classifier.html"
+BROWSER_FILES = (
+    ("@huggingface/transformers", "transformers.min.js"),
+    ("onnxruntime-web", "ort-wasm-simd-threaded.asyncify.mjs"),
+    ("onnxruntime-web", "ort-wasm-simd-threaded.asyncify.wasm"),
+)
 LARGEST_DIFFERENCE = 1e-4  # of float32 to torch
 RECORD_FIELDS = ("problem_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
@@ -73,6 +80,8 @@ def export_classifier(
     labels: Sequence[int] | None = None,
     *,
     quantize: bool = True,
+    keep_full: bool = True,
+    transformers_js: str | os.PathLike[str] | None = None,
     largest_loss: float = 0.005,
     force: bool = False,
 ) -> ExportFigures:
@@ -86,14 +95,19 @@ def export_classifier(
         texts: of the task, to compare by.
         labels: of the texts, class ids; then int8 may lose no more than `largest_loss` of the accuracy.
         quantize: also make the int8 model.
+        keep_full: leave the float32 model in the folder, beside the int8 one.
+        transformers_js: a `node_modules` with `@huggingface/transformers`, whose files go along, so that the page needs
+            no network.
         largest_loss: share of the accuracy that int8 may lose.
         force: write it all the same; the figures say what is wrong.
 
     Raises:
         ExportRefusedError: float32 differs from torch by more than 1e-4 in a score or in what it says of a text; int8
             loses too much accuracy, or is not faster than float32 on this machine. Nothing is written.
+        FileExistsError: `folder` holds something else than an export.
+        FileNotFoundError: `transformers_js` lacks a file.
         ImportError: a package of the extra `export` is missing.
-        ValueError: no texts.
+        ValueError: no texts, or neither model is to be left.
     """
     try:
         import onnx  # noqa: F401
@@ -103,12 +117,17 @@ def export_classifier(
         raise ImportError(f"{error.name} is not installed: pip install 'chinchilla-hf[export]'") from error
     if not len(texts):
         raise ValueError("there are no texts to compare the export by: give some of the task")
+    if not (quantize or keep_full):
+        raise ValueError("keep_full is False, but without quantize there is no other model: leave one of them True")
     folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / EXPORT_RECORD).is_file():
+        raise FileExistsError(f"{folder} holds something else than an export: choose another folder")
+    of_browser = [] if transformers_js is None else _browser_files(Path(transformers_js))
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         _write_models(model, tokenizer, staging, quantize)
-        _write_layout(model, tokenizer, staging)
+        _write_layout(model, tokenizer, staging, of_browser)
         figures = check_export(model, tokenizer, staging, texts, labels)
         problems = _problems(figures, largest_loss)
         if problems and not force:
@@ -116,6 +135,8 @@ def export_classifier(
         for problem in problems:
             logger.warning("%s", problem)
         _write_record(model, tokenizer, staging, figures, problems)
+        if not keep_full:
+            (staging / FULL).unlink()
         if folder.exists():
             shutil.rmtree(folder)
         staging.rename(folder)
@@ -150,8 +171,30 @@ def _write_models(
             quantize_dynamic(str(prepared), str(folder / QUANTIZED), weight_type=QuantType.QInt8)
 
 
-def _write_layout(model: ChinchillaForSequenceClassification, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Tokenizer and config as transformers.js takes them: of a model that it does not know it makes no pipeline."""
+def _browser_files(node_modules: Path) -> list[Path]:
+    """What a page needs of transformers.js, which comes with ONNX Runtime for WebAssembly."""
+    found = []
+    for package, name in BROWSER_FILES:
+        paths = sorted(node_modules.glob(f"**/{package}/dist/{name}"))
+        if not paths:
+            raise FileNotFoundError(
+                f"{node_modules} has no {package}/dist/{name}: give the node_modules of npm install --ignore-scripts "
+                "@huggingface/transformers"
+            )
+        found.append(min(paths, key=lambda path: len(path.parts)))
+    return found
+
+
+def _write_layout(
+    model: ChinchillaForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    of_browser: Sequence[Path] = (),
+) -> None:
+    """
+    Tokenizer and config as transformers.js takes them: of a model that it does not know it makes none. And a page, with
+    the files `of_browser`.
+    """
     tokenizer.save_pretrained(folder)
     for path in folder.iterdir():
         if path.is_file() and path.name not in ("tokenizer.json", "tokenizer_config.json"):
@@ -161,6 +204,11 @@ def _write_layout(model: ChinchillaForSequenceClassification, tokenizer: PreTrai
     web = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
     web |= {name: config[name] for name in kept if name in config}
     (folder / "config.json").write_text(json.dumps(web, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    shutil.copyfile(PAGE, folder / "index.html")
+    if of_browser:
+        (folder / "transformers.js").mkdir()
+        for path in of_browser:
+            shutil.copyfile(path, folder / "transformers.js" / path.name)
     # What is needed to read the models back, before there are figures.
     _write_record(model, tokenizer, folder, None, [])
 

@@ -20,7 +20,7 @@ pytest.importorskip("onnxscript", reason="the extra 'export' is not installed")
 
 TEXTS = ["never again", "so good, and more of it", "it was fine", "what a lovely day, was it not", "poor"]
 FILES = ["config.json", EXPORT_RECORD, "onnx/model.onnx", "onnx/model_quantized.onnx"]
-FILES += ["tokenizer.json", "tokenizer_config.json"]
+FILES += ["index.html", "tokenizer.json", "tokenizer_config.json"]
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +114,7 @@ def test_other_problems_and_pairs(tokenizer, tmp_path, problem_type, num_labels)
 def test_what_is_wrong_is_refused_and_leaves_the_older_export(tokenizer, tmp_path, monkeypatch):
     folder = tmp_path / "export"
     folder.mkdir()
+    (folder / EXPORT_RECORD).write_text("{}")
     (folder / "older").write_text("here")
     model = make_model(tokenizer)
     check = export.check_export
@@ -128,10 +129,38 @@ def test_what_is_wrong_is_refused_and_leaves_the_older_export(tokenizer, tmp_pat
     monkeypatch.setattr(export, "check_export", checked(wrong))
     with pytest.raises(ExportRefusedError, match=r"a float32 score differs from torch's by \d.*expected at most 1e-04"):
         export_classifier(model, tokenizer, folder, TEXTS, quantize=False)
-    assert list(folder.iterdir()) == [folder / "older"] and list(tmp_path.iterdir()) == [folder]
+    assert sorted(folder.iterdir()) == [folder / EXPORT_RECORD, folder / "older"] and list(tmp_path.iterdir()) == [folder]
     export_classifier(model, tokenizer, folder, TEXTS, quantize=False, force=True)
     assert (folder / FULL).is_file() and not (folder / "older").exists()
     assert "differs from torch's" in read_export_record(folder)["problems"][0]
+
+
+def test_int8_alone_and_what_a_page_needs(exported, tokenizer, tmp_path):
+    needed = [tmp_path / "node_modules" / package / "dist" / name for package, name in export.BROWSER_FILES]
+    for path in needed[:-1]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.name)
+    model = AutoModelForSequenceClassification.from_pretrained(exported[0])
+    arguments = {"keep_full": False, "transformers_js": tmp_path / "node_modules", "force": True}
+    with pytest.raises(FileNotFoundError, match=r"has no onnxruntime-web/dist/.*wasm: give the node_modules of npm"):
+        export_classifier(model, tokenizer, tmp_path / "export", TEXTS, **arguments)
+    needed[-1].write_text(needed[-1].name)
+    figures = export_classifier(model, tokenizer, tmp_path / "export", TEXTS, **arguments)
+    assert "float32" in figures.milliseconds and not (tmp_path / "export" / FULL).exists()
+    assert OnnxTextClassifier(tmp_path / "export")("so good") == OnnxTextClassifier(exported[0] / "export")("so good")
+    for path in needed:
+        assert (tmp_path / "export" / "transformers.js" / path.name).read_text() == path.name
+    with pytest.raises(ValueError, match="keep_full is False, but without quantize there is no other model"):
+        export_classifier(model, tokenizer, tmp_path / "export", TEXTS, quantize=False, keep_full=False)
+
+
+def test_a_folder_of_something_else_stays_as_it_is(exported, tokenizer, tmp_path):
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "dear.txt").write_text("dear")
+    model = AutoModelForSequenceClassification.from_pretrained(exported[0])
+    with pytest.raises(FileExistsError, match="letters holds something else than an export: choose another folder"):
+        export_classifier(model, tokenizer, tmp_path / "letters", TEXTS, force=True)
+    assert (tmp_path / "letters" / "dear.txt").read_text() == "dear"
 
 
 def test_promises_of_int8():

@@ -7,7 +7,8 @@ Export a text classifier to a folder that runs without torch: ONNX Runtime, and 
 The folder has the model in float32 and in int8, the tokenizer, and `export.json` with the figures of a check on the
 test texts. An export that does not compute what the checkpoint computes, that loses more than --largest_loss of its
 accuracy, or that is not faster, is refused, and nothing is written, unless --force is given. In Python it is
-`chinchilla_hf.runtime.OnnxTextClassifier(folder)`, which takes neither torch nor transformers.
+`chinchilla_hf.runtime.OnnxTextClassifier(folder)`, which takes neither torch nor transformers; in a browser, what
+`python -m http.server --directory FOLDER` serves.
 """
 
 import logging
@@ -34,6 +35,11 @@ class ExportArguments:
     output_dir: str | None = field(default=None, metadata={"help": "Folder of the export. Default: export in --model."})
     max_texts: int = field(default=1000, metadata={"help": "Test texts to compare by."})
     quantize: bool = field(default=True, metadata={"help": "Also make the int8 model."})
+    keep_full: bool = field(default=True, metadata={"help": "Leave the float32 model in the folder, beside int8."})
+    transformers_js: str | None = field(
+        default=None,
+        metadata={"help": "A node_modules with @huggingface/transformers, so that the page needs no network."},
+    )
     largest_loss: float = field(default=0.005, metadata={"help": "Share of the accuracy that int8 may lose."})
     force: bool = field(default=False, metadata={"help": "Write what is refused otherwise, with its figures."})
 
@@ -80,6 +86,8 @@ def main() -> None:
             texts,
             labels,
             quantize=options.quantize,
+            keep_full=options.keep_full,
+            transformers_js=options.transformers_js,
             largest_loss=options.largest_loss,
             force=options.force,
         )
