@@ -139,6 +139,9 @@ def export_classifier(
             (staging / FULL).unlink()
         if folder.exists():
             shutil.rmtree(folder)
+        umask = os.umask(0)
+        os.umask(umask)
+        staging.chmod(0o777 & ~umask)  # mkdtemp's is for this user alone, but a server may be another one
         staging.rename(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -226,7 +229,6 @@ def _write_record(
         "task": "text-classification",
         "labels": [config.id2label[i] for i in range(config.num_labels)],
         "max_length": min(tokenizer.model_max_length, config.max_position_embeddings),
-        "pad_token": tokenizer.pad_token,
         "pad_token_id": tokenizer.pad_token_id,
         "problem_type": config.problem_type or "single_label_classification",
         "parameters": model.num_parameters(),

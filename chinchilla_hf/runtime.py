@@ -16,6 +16,7 @@ import numpy as np
 FORMAT = 1  # of export.json
 FULL, QUANTIZED = "onnx/model.onnx", "onnx/model_quantized.onnx"
 EXPORT_RECORD = "export.json"
+WINDOW = 4096  # texts that are sorted by length together
 
 
 class OnnxTextClassifier:
@@ -60,19 +61,26 @@ class OnnxTextClassifier:
         self.inputs = [given.name for given in self.session.get_inputs()]
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.enable_truncation(max_length or record["max_length"])
-        self.tokenizer.enable_padding(pad_id=record["pad_token_id"], pad_token=record["pad_token"])
+        self.tokenizer.no_padding()
+        self.pad_token_id: int = record["pad_token_id"]
         self.labels: list[str] = record["labels"]
         self.problem_type: str = record["problem_type"]
 
     def logits(self, texts: Sequence[str | tuple[str, str]]) -> np.ndarray:
         """`(texts, labels)`, of one batch of texts or of pairs of them."""
-        encoded = self.tokenizer.encode_batch(list(texts))
-        given = {
-            "input_ids": [row.ids for row in encoded],
-            "attention_mask": [row.attention_mask for row in encoded],
-            "token_type_ids": [row.type_ids for row in encoded],
-        }
-        return self.session.run(None, {name: np.array(given[name], dtype=np.int64) for name in self.inputs})[0]
+        return self._logits(self.tokenizer.encode_batch(list(texts)))
+
+    def _logits(self, rows: Sequence[Any]) -> np.ndarray:
+        """Of encoded texts, padded to the longest."""
+        longest = max(len(row.ids) for row in rows)
+        parts = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+        given = {}
+        for name in self.inputs:
+            padding = self.pad_token_id if name == "input_ids" else 0
+            given[name] = np.full((len(rows), longest), padding, dtype=np.int64)
+            for i, row in enumerate(rows):
+                given[name][i, : len(row.ids)] = getattr(row, parts[name])
+        return self.session.run(None, given)[0]
 
     def __call__(
         self,
@@ -94,18 +102,23 @@ class OnnxTextClassifier:
         """
         alone = isinstance(texts, str | tuple)
         rows: list[Any] = [texts] if alone else list(texts)
-        order = sorted(
-            range(len(rows)), key=lambda i: sum(map(len, rows[i])) if isinstance(rows[i], tuple) else len(rows[i])
-        )
-        found: list[Any] = [None] * len(rows)
-        for begin in range(0, len(rows), batch_size):
-            chosen = order[begin : begin + batch_size]
-            for i, scores in zip(chosen, self._scores(self.logits([rows[i] for i in chosen])), strict=True):
-                best = np.argsort(-scores, kind="stable")[: len(scores) if top_k is None else top_k]
-                found[i] = [{"label": self.labels[label], "score": float(scores[label])} for label in best]
+        found: list[list[dict[str, Any]]] = []
+        for begin in range(0, len(rows), WINDOW):
+            found += self._classified(self.tokenizer.encode_batch(rows[begin : begin + WINDOW]), top_k, batch_size)
         if alone:
             return found[0]
         return [result[0] for result in found] if top_k == 1 else found
+
+    def _classified(self, rows: Sequence[Any], top_k: int | None, batch_size: int) -> list[list[dict[str, Any]]]:
+        """The labels of encoded texts; those of like length share a batch."""
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+        found: list[list[dict[str, Any]]] = [[]] * len(rows)
+        for begin in range(0, len(rows), batch_size):
+            chosen = order[begin : begin + batch_size]
+            for i, scores in zip(chosen, self._scores(self._logits([rows[i] for i in chosen])), strict=True):
+                best = np.argsort(-scores, kind="stable")[:top_k]
+                found[i] = [{"label": self.labels[label], "score": float(scores[label])} for label in best]
+        return found
 
     def _scores(self, logits: np.ndarray) -> np.ndarray:
         """As the pipeline of Transformers makes them."""

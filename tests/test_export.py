@@ -129,7 +129,9 @@ def test_what_is_wrong_is_refused_and_leaves_the_older_export(tokenizer, tmp_pat
     monkeypatch.setattr(export, "check_export", checked(wrong))
     with pytest.raises(ExportRefusedError, match=r"a float32 score differs from torch's by \d.*expected at most 1e-04"):
         export_classifier(model, tokenizer, folder, TEXTS, quantize=False)
-    assert sorted(folder.iterdir()) == [folder / EXPORT_RECORD, folder / "older"] and list(tmp_path.iterdir()) == [folder]
+    assert sorted(folder.iterdir()) == [folder / EXPORT_RECORD, folder / "older"] and list(tmp_path.iterdir()) == [
+        folder
+    ]
     export_classifier(model, tokenizer, folder, TEXTS, quantize=False, force=True)
     assert (folder / FULL).is_file() and not (folder / "older").exists()
     assert "differs from torch's" in read_export_record(folder)["problems"][0]

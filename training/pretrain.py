@@ -33,7 +33,7 @@ from chinchilla_hf import (
 )
 from chinchilla_hf.callbacks import SaveOnTermination
 from chinchilla_hf.conversion import load_or_convert
-from chinchilla_hf.data.corpora import Corpus
+from chinchilla_hf.data.corpora import Corpus, CorpusArguments
 from chinchilla_hf.data.objectives import MaskedOrCausal, MaskedTokens, MaskingSchedule, tokens_to_continue
 from chinchilla_hf.data.packing import Objective, PackedRows, SpecialTokens, collate_rows, cut_documents, pack
 from chinchilla_hf.data.sentence_pairs import SentencePairRows, find_pairs
@@ -68,30 +68,9 @@ ENDLESS = 1_000_000_000
 
 
 @dataclass
-class DataArguments:
+class DataArguments(CorpusArguments):
     """Which text, and how it becomes rows."""
 
-    _argument_group_name = "Data"
-
-    dataset: str = field(
-        metadata={
-            "help": "A file (.txt, JSON Lines, Parquet; also .gz), a folder of such files, or the name of a Hub data "
-            "set."
-        }
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
-    dataset_split: str = field(default="train", metadata={"help": "Split of a Hub data set."})
-    text_column: str = field(default="text", metadata={"help": "Column of the text, in all but plain text files."})
-    document_separator: str = field(
-        default="blank_line",
-        metadata={"help": "What ends a document in a plain text file.", "choices": ["blank_line", "line", "file"]},
-    )
-    on_bad_text: str = field(
-        default="stop",
-        metadata={"help": "At text that cannot be decoded: stop, or skip and count it.", "choices": ["stop", "skip"]},
-    )
-    max_documents: int | None = field(default=None, metadata={"help": "Only so many documents, for a quick trial."})
-    validation_share: float = field(default=0.01, metadata={"help": "Share of the documents held out for validation."})
     row_length: int = field(default=128, metadata={"help": "Tokens in a packed row; longer documents are cut."})
     cache_dir: str | None = field(
         default=None, metadata={"help": "Where tokens are kept. Default: Hugging Face's cache."}
@@ -384,14 +363,7 @@ def main() -> None:
         if data.stream:
             check_stream(objective, options)
         folder = Path(options.output_dir)
-        corpus = Corpus(
-            resolve_location(data.dataset),
-            data.dataset_config,
-            data.dataset_split,
-            text_column=data.text_column,
-            document_separator=data.document_separator,
-            on_bad_text=data.on_bad_text,
-        )
+        corpus = data.corpus()
         arguments = {
             name: value
             for part in (data, objective, model_options, shape)

@@ -19,7 +19,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
@@ -36,7 +36,7 @@ from transformers.trainer_utils import PredictionOutput
 from ..classification import tokenize
 from ..data.labelled import LabelledData
 from ..metrics import check_problem_type, predictions_from_logits, text_metrics
-from ..modeling_chinchilla import ChinchillaForSequenceClassification
+from ..modeling_chinchilla import ChinchillaPreTrainedModel
 from ..trainer import FineTuningTrainer
 from .pruning import BlockParts, keep_layers, magnitude_scores, prune
 from .token_states import COLUMNS, OWN_POSITIONS, TaughtCollator, TokenTeacher, tokens_for_both
@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_CACHE = Path(datasets.config.HF_CACHE_HOME) / "chinchilla_hf" / "teachers"
 UNLABELLED = -100
+Student = TypeVar("Student", bound=ChinchillaPreTrainedModel)
 
 
 @dataclass
@@ -425,7 +426,7 @@ class DistillationTrainer(FineTuningTrainer):
             own = nn.functional.normalize(own, dim=-1)
             loss = loss + options.relation_weight * (own @ own.T - vectors @ vectors.T).square().mean()
         if self.token_teacher is not None:
-            loss = loss + self.token_teacher(outputs, of_tokens)
+            loss = loss + self.token_teacher(outputs, self.token_teacher.ask(of_tokens), of_tokens)
         return (loss, outputs) if return_outputs else loss
 
 
@@ -465,20 +466,20 @@ def loss_from_labels(logits: torch.Tensor, labels: torch.Tensor, problem_type: s
 
 
 def student_from_teacher(
-    teacher: ChinchillaForSequenceClassification,
+    teacher: Student,
     tokenizer: PreTrainedTokenizerFast,
-    texts: Sequence[str],
+    texts: Sequence[str] | None,
     layers: Sequence[int],
     intermediate_share: float = 1.0,
-) -> tuple[ChinchillaForSequenceClassification, PreTrainedTokenizerFast]:
+) -> tuple[Student, PreTrainedTokenizerFast]:
     """
     A part of the teacher to begin with: some of its layers, with the strongest of their neurons, and the tokens that
-    `texts` need. Its classifier comes along.
+    `texts` need. Its head comes along.
 
     Args:
         teacher: a Chinchilla; a BERT is converted first (`chinchilla_hf.conversion`). It stays as it is.
         tokenizer: of the teacher.
-        texts: all that there are of the task.
+        texts: all that there are of the task; `None`: leave all tokens.
         layers: of the teacher, in the order of the student.
         intermediate_share: share of the neurons of each layer, rounded up to a multiple of 16.
 
@@ -496,4 +497,4 @@ def student_from_teacher(
             strongest = of_block.neurons.topk(count).indices.sort().values.tolist()
             parts.append(BlockParts(list(range(len(of_block.heads))), strongest))
         prune(student, parts)
-    return student, trim_vocabulary(student, tokenizer, texts)
+    return student, tokenizer if texts is None else trim_vocabulary(student, tokenizer, texts)

@@ -222,20 +222,23 @@ class TokenTeacher(nn.Module):
     def teacher(self) -> PreTrainedModel:
         return self._teacher[0]
 
-    def forward(self, outputs: ModelOutput, columns: dict[str, torch.Tensor]) -> torch.Tensor:
+    def ask(self, columns: dict[str, torch.Tensor]) -> ModelOutput:
+        """What the teacher gives for a batch with the columns of [`tokens_for_both`], with hidden states."""
+        names = [name for name in columns if name.startswith(TEACHER_INPUTS)]
+        with torch.no_grad():
+            inputs = {name.removeprefix(TEACHER_INPUTS): columns[name] for name in names}
+            return self.teacher(**inputs, output_hidden_states=True)
+
+    def forward(self, outputs: ModelOutput, of_teacher: ModelOutput, columns: dict[str, torch.Tensor]) -> torch.Tensor:
         """
         The loss of a batch.
 
         Args:
             outputs: of the student's last forward, with hidden states.
+            of_teacher: of [`TokenTeacher.ask`].
             columns: of [`tokens_for_both`], as [`TaughtCollator`] puts them together.
         """
         own_positions, positions = columns[OWN_POSITIONS], columns[TEACHER_POSITIONS]
-        inputs = {
-            name.removeprefix(TEACHER_INPUTS): columns[name] for name in columns if name.startswith(TEACHER_INPUTS)
-        }
-        with torch.no_grad():
-            of_teacher = self.teacher(**inputs, output_hidden_states=True)
         present = own_positions >= 0
         loss = outputs.hidden_states[-1].new_zeros((), dtype=torch.float32)
         if not present.any():

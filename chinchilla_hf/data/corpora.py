@@ -16,12 +16,14 @@ import logging
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import datasets
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+from ..recipes import resolve_location
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +156,44 @@ class Corpus:
     def documents(self, start: Place = BEGINNING) -> "Documents":
         """All documents behind `start`, from the first one; texts without a visible character are left out."""
         return Documents(self, start)
+
+
+@dataclass
+class CorpusArguments:
+    """Which raw text: options that the scripts share which train on it."""
+
+    _argument_group_name = "Data"
+
+    dataset: str = field(
+        metadata={
+            "help": "A file (.txt, JSON Lines, Parquet; also .gz), a folder of such files, or the name of a Hub data "
+            "set."
+        }
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of a Hub data set."})
+    text_column: str = field(default="text", metadata={"help": "Column of the text, in all but plain text files."})
+    document_separator: str = field(
+        default="blank_line",
+        metadata={"help": "What ends a document in a plain text file.", "choices": ["blank_line", "line", "file"]},
+    )
+    on_bad_text: str = field(
+        default="stop",
+        metadata={"help": "At text that cannot be decoded: stop, or skip and count it.", "choices": ["stop", "skip"]},
+    )
+    max_documents: int | None = field(default=None, metadata={"help": "Only so many documents, for a quick trial."})
+    validation_share: float = field(default=0.01, metadata={"help": "Share of the documents held out for validation."})
+
+    def corpus(self) -> Corpus:
+        """The text that the options name; raises what [`Corpus`] raises."""
+        return Corpus(
+            resolve_location(self.dataset),
+            self.dataset_config,
+            self.dataset_split,
+            text_column=self.text_column,
+            document_separator=self.document_separator,
+            on_bad_text=self.on_bad_text,
+        )
 
 
 class Documents(Iterator[str]):

@@ -148,6 +148,10 @@ def columns_of(ids):
     return {"teacher_inputs_input_ids": ids, OWN_POSITIONS: positions, TEACHER_POSITIONS: positions}
 
 
+def loss_of(tokens, student, columns, ids):
+    return tokens(student(ids, output_hidden_states=True), tokens.ask(columns), columns)
+
+
 def test_a_student_of_another_shape_comes_nearer():
     teacher, student = make_pair()
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
@@ -159,7 +163,7 @@ def test_a_student_of_another_shape_comes_nearer():
     optimizer = torch.optim.AdamW(parameters, lr=3e-3)
     losses = []
     for _ in range(150):
-        loss = tokens(student(ids, output_hidden_states=True), columns_of(ids))
+        loss = loss_of(tokens, student, columns_of(ids), ids)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -176,11 +180,11 @@ def test_a_student_that_is_its_teacher_has_its_relations():
     tokens = TokenTeacher(teacher, twin, hidden_weight=0.0, attention_weight=1.0)
     ids = torch.randint(5, 90, (2, 7))
     columns = columns_of(ids)
-    assert tokens(twin(ids, output_hidden_states=True), columns) < 1e-6
+    assert loss_of(tokens, twin, columns, ids) < 1e-6
     columns[TEACHER_POSITIONS] = columns[TEACHER_POSITIONS].flip(1)
-    assert tokens(twin(ids, output_hidden_states=True), columns) > 1e-3
+    assert loss_of(tokens, twin, columns, ids) > 1e-3
     columns[OWN_POSITIONS] = torch.full_like(columns[OWN_POSITIONS], -1)
-    assert tokens(twin(ids, output_hidden_states=True), columns) == 0
+    assert loss_of(tokens, twin, columns, ids) == 0
 
 
 def test_relation_heads_that_do_not_fit():

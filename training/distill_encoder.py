@@ -1,0 +1,307 @@
+"""
+Distil an encoder on raw text, before there is a task: a small model learns to read as a large one does.
+
+    python training/distill_encoder.py training/recipes/minilm_student.yaml --dataset wiki.jsonl.gz
+    python training/distill_encoder.py --teacher NAME_OR_FOLDER --dataset wiki.jsonl.gz --hidden_size 128
+
+The teacher is any encoder or decoder of Transformers. The student begins with some of its layers (--teacher_layers), at
+a checkpoint (--model), or from scratch with a shape and a tokenizer of its own. The output folder holds the encoder,
+`run.json`, which says how alike both find the same texts, and the loss curve; `training/classify.py --model` fine-tunes
+it. An interrupted run goes on where it was: repeat the command.
+"""
+
+import dataclasses
+import logging
+import shutil
+import sys
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import transformers
+from datasets import Dataset, DatasetDict
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
+
+from chinchilla_hf import ChinchillaModel
+from chinchilla_hf.compression.distillation import student_from_teacher
+from chinchilla_hf.compression.encoder_distillation import (
+    EncoderDistillationArguments,
+    EncoderDistillationTrainer,
+    pieces,
+    similarity_correlation,
+)
+from chinchilla_hf.compression.token_states import OWN_POSITIONS, TokenTeacher, tokens_for_both
+from chinchilla_hf.conversion import load_or_convert
+from chinchilla_hf.data.corpora import Corpus, CorpusArguments
+from chinchilla_hf.hub import check_access, push_folder
+from chinchilla_hf.metrics import plot_loss_curve
+from chinchilla_hf.model_start import ScratchArguments, StartArguments, choose_max_length, start_model
+from chinchilla_hf.output_folder import RUN_RECORD, claim_output_folder, list_checkpoints, save_model_folder
+from chinchilla_hf.processes import closed_process_group
+from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
+from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, describe_training
+from chinchilla_hf.training_arguments import FineTuningArguments, choose_attention, result_neutral_options
+from chinchilla_hf.transfer import TransferArguments
+
+logger = logging.getLogger("distill_encoder")
+
+DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "minilm_student.yaml"
+COMPARED_TEXTS = 500
+
+
+@dataclass
+class DataArguments(CorpusArguments):
+    """Which text, and how much of it."""
+
+    max_documents: int | None = field(default=None, metadata={"help": "Only so many documents, for a quick trial."})
+    validation_share: float = field(default=0.01, metadata={"help": "Share of the documents held out for validation."})
+
+
+@dataclass
+class TeacherArguments:
+    """Who teaches, and what the student has of it."""
+
+    _argument_group_name = "Teacher"
+
+    teacher: str = field(
+        metadata={"help": "An encoder or decoder of Transformers: a folder, a Hub name or package://NAME/PATH."}
+    )
+    teacher_layers: list[int] | None = field(
+        default=None, metadata={"help": "Layers of the teacher that the student begins with, from 0."}
+    )
+    intermediate_share: float = field(
+        default=1.0, metadata={"help": "Share of the neurons of these layers that the student has: the strongest."}
+    )
+
+
+@dataclass
+class RunArguments(FineTuningArguments):
+    """Trainer's options with the defaults of learning from raw text."""
+
+    learning_rate: float = field(default=5e-4, metadata={"help": "Highest learning rate of AdamW."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Texts in a step, on each device."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "How often every text is seen."})
+    eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: no, steps or epoch."})
+    eval_steps: float = field(default=0.1, metadata={"help": "Evaluate every so many steps; below 1: share of all."})
+    save_strategy: str = field(default="steps", metadata={"help": "When to save: no, steps, epoch or best."})
+    save_steps: float = field(default=0.1, metadata={"help": "Save every so many steps; below 1: share of all."})
+    metric_for_best_model: str | None = field(
+        default="loss", metadata={"help": "What makes a checkpoint the best: the loss on the validation texts."}
+    )
+    early_stopping_patience: int = field(
+        default=0, metadata={"help": "Stop after so many evaluations without a better one; 0: never."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.label_names = [OWN_POSITIONS]  # so that evaluations have a loss
+
+
+OPTIONS = (
+    DataArguments,
+    TeacherArguments,
+    EncoderDistillationArguments,
+    StartArguments,
+    ScratchArguments,
+    RunArguments,
+)
+
+
+def load_teacher(options: TeacherArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The teacher and its tokenizer; the model is of our own kind if the student is to begin with its layers."""
+    location = resolve_location(options.teacher)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location)
+        if options.teacher_layers is None:
+            teacher = AutoModel.from_pretrained(location)
+        else:
+            teacher = load_or_convert(location, ChinchillaModel)
+    except (OSError, ValueError) as error:  # no such place, or no whole checkpoint there
+        raise OSError(f"--teacher {options.teacher} cannot be loaded: {error}") from error
+    if tokenizer.pad_token is None:  # of decoders, whose texts in a batch are padded behind their end
+        tokenizer.pad_token = tokenizer.eos_token
+    return teacher.float(), tokenizer
+
+
+def make_student(
+    corpus: Corpus,
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    data: DataArguments,
+    options: TeacherArguments,
+    start: StartArguments,
+    shape: ScratchArguments,
+) -> tuple[PreTrainedTokenizerFast, ChinchillaModel, str]:
+    """The student before it learns, its tokenizer, and a line that says where they come from."""
+    if options.teacher_layers is None:
+        if options.intermediate_share != 1:
+            raise ValueError("--intermediate_share is of the teacher's layers: give --teacher_layers, or leave it out")
+        return start_model(
+            ChinchillaModel, lambda: islice(corpus.documents(), data.max_documents), start, shape, TransferArguments()
+        )
+    for option in dataclasses.fields(shape):
+        if getattr(shape, option.name) != option.default:
+            raise ValueError(f"--{option.name} is of a student from scratch, but --teacher_layers are given")
+    if start.model is not None:
+        raise ValueError("--model and --teacher_layers both say where the student starts: leave out one of them")
+    student, _ = student_from_teacher(teacher, tokenizer, None, options.teacher_layers, options.intermediate_share)
+    for name, value in start.config_fields().items():
+        setattr(student.config, name, value)
+    # Dropout is read when a module is made.
+    student = ChinchillaModel.from_pretrained(None, config=student.config, state_dict=student.state_dict())
+    return tokenizer, student, f"from the teacher's layers {', '.join(map(str, options.teacher_layers))}"
+
+
+def make_splits(
+    corpus: Corpus,
+    data: DataArguments,
+    tokenizer: PreTrainedTokenizerFast,
+    teacher_tokenizer: PreTrainedTokenizerFast,
+    max_length: int,
+) -> tuple[DatasetDict, list[str]]:
+    """Token ids for both, of the pieces to train on and to validate on; and some of the latter as text."""
+    fingerprint = corpus.fingerprint()
+
+    def generate(fingerprint: str, rules: str, max_length: int, share: float, max_documents: int | None):
+        yield from pieces(islice(corpus.documents(), max_documents), tokenizer, max_length, share)
+
+    known = {"fingerprint": fingerprint, "rules": tokenizer.backend_tokenizer.to_str(), "max_length": max_length}
+    known |= {"share": data.validation_share, "max_documents": data.max_documents}
+    found = Dataset.from_generator(generate, gen_kwargs=known)  # kept on disk, by the hash of these
+    splits = DatasetDict(
+        {
+            name: found.filter(
+                lambda held_out, wanted=wanted: held_out is wanted, input_columns="held_out", desc=f"Choosing {name}"
+            )
+            for name, wanted in (("train", False), ("validation", True))
+        }
+    ).remove_columns("held_out")
+    for name, split in splits.items():
+        if not len(split):
+            raise ValueError(
+                f"no text is left for {name}: give more documents, or another --validation_share than "
+                f"{data.validation_share}"
+            )
+
+    def encode(batch: dict[str, list]) -> dict[str, list]:
+        own = tokenizer(batch["text"], truncation=True, max_length=max_length)
+        both = tokens_for_both(batch["text"], None, tokenizer, teacher_tokenizer, max_length)
+        return {**own, "length": [len(ids) for ids in own["input_ids"]], **both}
+
+    compared = splits["validation"][:COMPARED_TEXTS]["text"]
+    tokenized = splits.map(encode, batched=True, remove_columns=["text"], desc="Tokenizing")
+    if not any(any(positions) for positions in tokenized["validation"][OWN_POSITIONS]):
+        raise ValueError(
+            "no token of the student's tokenizer stands for the same characters as one of the teacher's: give the "
+            "student another --tokenizer_algorithm"
+        )
+    return tokenized, compared
+
+
+@closed_process_group()
+def main() -> None:
+    data, teaching, distillation, start, shape, options = parse_recipe(OPTIONS, DEFAULT_RECIPE, __doc__)
+    logging.basicConfig(
+        format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=options.get_process_log_level()
+    )
+    transformers.utils.logging.set_verbosity(options.get_process_log_level())
+    set_seed(options.seed)
+    main_process = options.process_index == 0
+
+    with one_line_errors():
+        folder = Path(options.output_dir)
+        corpus = data.corpus()
+        teacher, teacher_tokenizer = load_teacher(teaching)
+        tokenizer, student, origin = make_student(corpus, teacher, teacher_tokenizer, data, teaching, start, shape)
+        max_length = choose_max_length(start, tokenizer, student.config)
+        token_teacher = TokenTeacher(
+            teacher,
+            student,
+            distillation.hidden_weight,
+            distillation.attention_weight,
+            distillation.relation_heads,
+        )
+        with options.main_process_first(local=False, desc="tokenizing"):
+            splits, compared = make_splits(corpus, data, tokenizer, teacher_tokenizer, max_length)
+        record = RunRecord(
+            task="feature-extraction",
+            arguments={
+                name: value
+                for part in (data, teaching, distillation, start, shape)
+                for name, value in dataclasses.asdict(part).items()
+            }
+            | options.to_dict(),
+            data={
+                "name": data.dataset,
+                "fingerprint": corpus.fingerprint(),
+                "rows": {name: len(split) for name, split in splits.items()},
+            },
+            model=describe_model(student, start.model) | {"teacher": describe_model(teacher, teaching.teacher)},
+            machine=describe_machine(options.device),
+        )
+        with options.main_process_first(desc="claiming the output folder"):
+            checkpoint = claim_output_folder(
+                folder,
+                record,
+                ignore=result_neutral_options(list(record.arguments)),
+                overwrite=options.overwrite and main_process,
+                write=main_process,
+            )
+        if options.push_to_hub:
+            check_access(options)
+    if main_process:
+        print(
+            f"{len(splits['train']):,} texts to learn from, {len(splits['validation']):,} to validate on\nteacher: "
+            f"{teacher.num_parameters():,} parameters; student: {student.num_parameters():,}, {origin}"
+        )
+
+    lengths = splits["train"]["length"][:]
+    student.set_attn_implementation(start.attn_implementation or choose_attention(options, sum(lengths) / len(lengths)))
+    push_to_hub, options.push_to_hub = options.push_to_hub, False
+    trainer = EncoderDistillationTrainer(
+        student,
+        options,
+        distillation=distillation,
+        token_teacher=token_teacher,
+        teacher_tokenizer=teacher_tokenizer,
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        processing_class=tokenizer,
+        callbacks=[EarlyStoppingCallback(patience)] if (patience := options.early_stopping_patience) else [],
+    )
+    try:
+        result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted at step {trainer.state.global_step}: the same command goes on from the last checkpoint")
+    loss = trainer.evaluate()["eval_loss"]
+    if not main_process:
+        return
+    student = trainer.accelerator.unwrap_model(trainer.model)
+    alike = similarity_correlation([(student, tokenizer), (teacher, teacher_tokenizer)], compared, max_length)
+    trainer.release()
+    record.scores = {"validation": {"loss": loss, "similarity_correlation": alike}}
+    record.training |= describe_training(trainer.state, lengths, result.metrics["train_runtime"], options.seed)
+    save_model_folder(student, tokenizer, folder)
+    plot_loss_curve(trainer.state.log_history, folder / "loss.png")
+    record.status = "finished"
+    record.write(folder / RUN_RECORD)
+    if not options.keep_checkpoints:
+        for path in list_checkpoints(folder):
+            shutil.rmtree(path)
+    print(
+        f"\nvalidation: loss {loss:.4f}; both rank pairs of texts by their likeness with a correlation of {alike:.3f}\n"
+        f"the encoder is in {folder}: python training/classify.py --model {folder} --dataset ..."
+    )
+    if push_to_hub:
+        print(f"pushed to {push_folder(folder, options, 'Upload a distilled encoder')}")
+
+
+if __name__ == "__main__":
+    main()
