@@ -4,8 +4,9 @@ Prune a trained text classifier: a dense model with fewer heads and neurons, whi
     python training/prune.py --model runs/clinc150 --dataset data_full.json --flop_share 0.5
 
 In some stages, the parts that matter least to the loss on your texts are taken out, and what is left is trained, by the
-scores of the whole model and by the labels. The target is a share of the FLOPs of the blocks; `--layers` drops whole
-blocks first, and `--trim_vocabulary` leaves out the tokens that your texts do not need. The output folder is that of
+scores of the whole model and by the labels. The target is a share of the FLOPs of the blocks, a number of parameters
+(--max_parameters), or a time on this machine (--max_milliseconds); --layers drops whole blocks first, and
+--trim_vocabulary leaves out the tokens that your texts do not need. The output folder is that of
 training/classify.py, and `from_pretrained` loads it as any other. A run that was interrupted goes on with the stage
 where it was: repeat the command.
 """
@@ -16,6 +17,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -42,7 +44,16 @@ from chinchilla_hf.compression.distillation import (
     scores_of_teacher,
     taught_splits,
 )
-from chinchilla_hf.compression.pruning import choose_parts, first_order_scores, keep_layers, magnitude_scores, prune
+from chinchilla_hf.compression.pruning import (
+    BlockScores,
+    choose_parts,
+    first_order_scores,
+    keep_layers,
+    learned_scores,
+    magnitude_scores,
+    prune,
+)
+from chinchilla_hf.compression.targets import milliseconds_of, share_for
 from chinchilla_hf.compression.vocabulary import trim_vocabulary
 from chinchilla_hf.conversion import load_or_convert
 from chinchilla_hf.data.labelled import LabelledData
@@ -65,7 +76,7 @@ from chinchilla_hf.training_arguments import choose_attention, result_neutral_op
 logger = logging.getLogger("prune")
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "clinc150_pruned.yaml"
-SCORES = ("first_order", "magnitude")
+SCORES = ("first_order", "learned", "magnitude")
 
 
 @dataclass
@@ -78,6 +89,13 @@ class PruningArguments:
         metadata={"help": "The classifier to prune, of the same labels: a folder, a Hub name or package://NAME/PATH."}
     )
     flop_share: float = field(default=0.5, metadata={"help": "Share of the FLOPs of the blocks that is left."})
+    max_parameters: int | None = field(
+        default=None, metadata={"help": "Instead of a share, so many parameters at most, those of the tokens included."}
+    )
+    max_milliseconds: float | None = field(
+        default=None,
+        metadata={"help": "Instead of a share, so long at most for a text of mean length, on one thread of this CPU."},
+    )
     layers: list[int] | None = field(default=None, metadata={"help": "Blocks that stay, from 0. Default: all."})
     trim_vocabulary: bool = field(
         default=False, metadata={"help": "Leave out the tokens that no training or validation text has."}
@@ -85,9 +103,15 @@ class PruningArguments:
     stages: int = field(default=3, metadata={"help": "Prune in so many stages, each of --num_train_epochs."})
     importance: str = field(
         default="first_order",
-        metadata={"help": "What a part is chosen by: change of the loss, or size of weights.", "choices": SCORES},
+        metadata={
+            "help": "What a part is chosen by: how the loss would change, a gate that is learned, or the size of its "
+            "weights.",
+            "choices": SCORES,
+        },
     )
-    importance_texts: int = field(default=1024, metadata={"help": "Training texts that the change is measured on."})
+    importance_texts: int = field(
+        default=1024, metadata={"help": "Training texts that the change is measured on, or gates are learned on."}
+    )
     max_length: int | None = field(
         default=None, metadata={"help": "Longest text in tokens. Default: the model's positions."}
     )
@@ -108,6 +132,16 @@ class PruningArguments:
         for name in ("stages", "importance_texts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.max_parameters is not None and self.max_milliseconds is not None:
+            raise ValueError("max_parameters and max_milliseconds both say how much is left: give one of them")
+        for name in ("max_parameters", "max_milliseconds"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
+
+    @property
+    def by_share(self) -> bool:
+        """Whether the target is a share of the FLOPs."""
+        return self.max_parameters is None and self.max_milliseconds is None
 
 
 OPTIONS = (LabelledArguments, PruningArguments, DistillationArguments, ClassifierRunArguments)
@@ -127,19 +161,32 @@ def labelled_batches(
         yield {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def take_out(
+def score_parts(
     model: ChinchillaForSequenceClassification,
     options: PruningArguments,
-    flops: float,
     length: int,
     batches: Iterator[dict[str, torch.Tensor]],
-) -> None:
-    """Prune `model` until its blocks execute `flops` for a token, or do nothing if they execute no more."""
-    now = blocks_forward(model.config, length)
-    if now > flops:
-        by_loss = options.importance == "first_order"
-        scores = first_order_scores(model, batches) if by_loss else magnitude_scores(model)
-        prune(model, choose_parts(model.config, scores, flops / now, length))
+) -> list[BlockScores]:
+    """How much each part of `model` matters."""
+    if options.importance == "first_order":
+        return first_order_scores(model, batches)
+    if options.importance == "learned":
+        return learned_scores(model, list(batches), length)
+    return magnitude_scores(model)
+
+
+def target_share(
+    model: ChinchillaForSequenceClassification, options: PruningArguments, length: int, scores: list[BlockScores]
+) -> float:
+    """The share of the FLOPs of `model` that meets a target of parameters or of time."""
+    if options.max_parameters is not None:
+        return share_for(
+            model, scores, length, lambda pruned: pruned.num_parameters(), options.max_parameters, "parameters"
+        )
+    on_cpu = copy.deepcopy(model).cpu().float()
+    on_cpu.set_attn_implementation("sdpa")
+    cost = partial(milliseconds_of, length=length)
+    return share_for(on_cpu, scores, length, cost, options.max_milliseconds, "milliseconds")
 
 
 def texts_of(data: LabelledData) -> list[str]:
@@ -169,6 +216,11 @@ def main() -> None:
 
     with one_line_errors():
         folder = Path(options.output_dir)
+        if pruning.max_milliseconds is not None and options.world_size > 1:
+            raise ValueError(
+                f"--max_milliseconds is {pruning.max_milliseconds}, but {options.world_size} processes would each "
+                "measure something else: run one process, or give --flop_share"
+            )
         data = load_data(data_options)
         record = start_record(data, data_options, (pruning, distillation), options)
         location = resolve_location(pruning.model)
@@ -192,8 +244,13 @@ def main() -> None:
         length = mean_length(data, tokenizer, max_length)
         flops = blocks_forward(whole.config, length)
         begin = blocks_forward(model.config, length) / flops
-        if begin > pruning.flop_share:  # whether the target can be met
-            choose_parts(model.config, magnitude_scores(model), pruning.flop_share / begin, length)
+        if pruning.by_share:
+            target = pruning.flop_share
+        else:  # about as much: which parts go is not known yet
+            target = begin * target_share(model, pruning, length, magnitude_scores(model))
+        if begin > target:  # whether the target can be met
+            choose_parts(model.config, magnitude_scores(model), target / begin, length)
+        record.training["target_share"] = target
         token_teacher = distillation.token_teacher(whole, model)
         if token_teacher is not None:  # it can be made; every stage has its own
             token_teacher.release()
@@ -212,7 +269,7 @@ def main() -> None:
     if main_process:
         print(
             f"{data.summary()}\n{model.num_parameters():,} of {whole.num_parameters():,} parameters to begin with, "
-            f"{begin:.1%} of the FLOPs of the blocks at {length} tokens; the target is {pruning.flop_share:.1%}"
+            f"{begin:.1%} of the FLOPs of the blocks at {length} tokens; the target is {target:.1%}"
         )
 
     whole.to(options.device)
@@ -235,15 +292,24 @@ def main() -> None:
     push_to_hub, options.push_to_hub = options.push_to_hub, False
     collate = DataCollatorWithPadding(tokenizer)
     stages: list[dict] = record.training.setdefault("stages", [])
+    target = record.training["target_share"]  # of an interrupted run, what was measured then
     attention = pruning.attn_implementation or choose_attention(options, length)
     if stages:  # an interrupted run
         finished = folder / STAGES / str(len(stages)) / FINISHED_STAGE
         model = ChinchillaForSequenceClassification.from_pretrained(finished)
     for number in range(len(stages) + 1, pruning.stages + 1):
         model.to(options.device).set_attn_implementation(attention)
-        share = begin * min(1.0, pruning.flop_share / begin) ** (number / pruning.stages)
-        batches = labelled_batches(labelled, collate, pruning.importance_texts, options.seed + number, options.device)
-        take_out(model, pruning, share * flops, length, batches)
+        now = blocks_forward(model.config, length) / flops
+        share = begin * min(1.0, target / begin) ** (number / pruning.stages)
+        measures = number == pruning.stages and not pruning.by_share  # which parts are left is known now
+        if now > share or measures:
+            batches = labelled_batches(
+                labelled, collate, pruning.importance_texts, options.seed + number, options.device
+            )
+            scores = score_parts(model, pruning, length, batches)
+            if measures:
+                share = now * target_share(model, pruning, length, scores)
+            prune(model, choose_parts(model.config, scores, share / now, length))
         share = blocks_forward(model.config, length) / flops
         if main_process:
             size = f"{share:.1%} of the FLOPs, {model.num_parameters():,} parameters"

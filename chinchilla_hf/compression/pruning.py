@@ -3,7 +3,7 @@ Structured pruning: whole attention heads, neurons of the feed-forward networks,
 model. What is left is a smaller dense model, which is faster everywhere; its sizes stand in its config, so that
 `from_pretrained` builds it again. (Single weights set to zero make no model faster without kernels made for that.)
 
-    scores = first_order_scores(model, batches)      what the loss would lose, by the user's data; or magnitude_scores
+    scores = first_order_scores(model, batches)      what the loss would lose; or learned_scores, or magnitude_scores
     parts = choose_parts(model.config, scores, flop_share=0.5, length=32)
     prune(model, parts)
 
@@ -115,6 +115,85 @@ def first_order_scores(
     return [BlockScores(*pair) for pair in zip(means[::2], means[1::2], strict=True)]
 
 
+def learned_scores(
+    model: ChinchillaFamilyPreTrainedModel,
+    batches: Sequence[dict[str, torch.Tensor]],
+    length: int,
+    *,
+    epochs: int = 3,
+    learning_rate: float = 0.02,
+    price: float = 1.0,
+) -> list[BlockScores]:
+    """
+    How long a part holds out against the price of its FLOPs: what it writes is multiplied by a gate, which begins at 1
+    and is learned, while the weights stay, to lower the loss plus `price` times the share of the FLOPs that is open (as
+    Louizos et al. 2018, arXiv 1712.01312, and Xia et al. 2022, arXiv 2204.00408, learn masks). A part's score is the
+    mean of its gate over the steps, times its FLOPs.
+
+    Args:
+        model: gives a `loss`; it stays as it is.
+        batches: on its device, with labels.
+        length: tokens of a text.
+        epochs: how often the batches are seen.
+        learning_rate: of the gates, by Adam.
+        price: of all FLOPs of the blocks, in the unit of the loss.
+
+    Raises:
+        ValueError: no batches, or a model without a loss.
+    """
+    if not batches:
+        raise ValueError("no batches to score by: pass some of the training data")
+    head_flops, neuron_flops = part_flops(model.config, length)
+    width = model.config.head_dim * model.config.num_key_value_groups
+    whole = blocks_forward(model.config, length)
+    gates: list[tuple[torch.Tensor, float]] = []  # and the FLOPs of a part
+    handles = []
+    for layer in _layers(model):
+        for matrix, of_part, flops in (
+            (layer.self_attn.o_proj, width, head_flops),
+            (layer.mlp.down_proj, 1, neuron_flops),
+        ):
+            gate = torch.ones(matrix.in_features // of_part, device=matrix.weight.device, requires_grad=True)
+            gates.append((gate, flops))
+            handles.append(
+                matrix.register_forward_pre_hook(
+                    lambda _, inputs, gate=gate, of_part=of_part: (
+                        inputs[0] * gate.repeat_interleave(of_part).to(inputs[0].dtype)
+                    )
+                )
+            )
+    optimizer = torch.optim.Adam([gate for gate, _ in gates], lr=learning_rate)
+    totals = [torch.zeros_like(gate) for gate, _ in gates]
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in itertools.chain.from_iterable([batches] * epochs):
+            loss = model(**batch).loss
+            if loss is None:
+                raise ValueError("the model gives no loss for these batches: pass them with labels")
+            loss = loss + price * sum(flops / whole * gate.sum() for gate, flops in gates)
+            for (gate, _), gradient in zip(gates, torch.autograd.grad(loss, [gate for gate, _ in gates]), strict=True):
+                gate.grad = gradient
+            optimizer.step()
+            with torch.no_grad():
+                for (gate, _), total in zip(gates, totals, strict=True):
+                    total += gate.clamp_(0, 1)
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.train(was_training)
+    steps = epochs * len(batches)
+    scores = [flops * (total / steps).cpu() for (_, flops), total in zip(gates, totals, strict=True)]
+    return [BlockScores(*pair) for pair in zip(scores[::2], scores[1::2], strict=True)]
+
+
+def part_flops(config: ChinchillaBlockConfig, length: int) -> tuple[int, int]:
+    """What a head of keys and values, with the attention heads that share it, and a neuron execute for a token."""
+    assert config.head_dim is not None, "it is set in __post_init__"
+    groups = config.num_key_value_groups
+    return 2 * config.head_dim * (config.hidden_size * (2 * groups + 2) + 2 * length * groups), 4 * config.hidden_size
+
+
 def choose_parts(
     config: ChinchillaBlockConfig,
     scores: Sequence[BlockScores],
@@ -145,13 +224,7 @@ def choose_parts(
         raise ValueError(f"neuron_multiple is {neuron_multiple} and length {length}, expected at least 1")
     if len(scores) != config.num_hidden_layers:
         raise ValueError(f"there are scores of {len(scores)} blocks, but the model has {config.num_hidden_layers}")
-    assert config.head_dim is not None, "it is set in __post_init__"
-    head_flops = (
-        2
-        * config.head_dim
-        * (config.hidden_size * (2 * config.num_key_value_groups + 2) + 2 * length * config.num_key_value_groups)
-    )
-    neuron_flops = 4 * config.hidden_size
+    head_flops, neuron_flops = part_flops(config, length)
     units = []  # score for a FLOP, block, kind, parts, FLOPs
     for layer_idx, block in enumerate(scores):
         for head in block.heads.argsort().tolist()[:-1]:

@@ -16,7 +16,9 @@ from chinchilla_hf.compression.pruning import (
     choose_parts,
     first_order_scores,
     keep_layers,
+    learned_scores,
     magnitude_scores,
+    part_flops,
     prune,
 )
 from chinchilla_hf.scaling.flops import blocks_forward
@@ -159,6 +161,42 @@ def test_first_order_scores_are_the_change_of_the_loss():
         for values, kept in ((of_block.heads, parts.heads), (of_block.neurons, parts.neurons)):
             gone = [i for i in range(len(values)) if i not in kept]
             assert (values[gone] == 0).all() and values[kept].max() > 0
+
+
+def test_gates_stay_open_where_the_loss_needs_them():
+    model = make_encoder()
+    torch.nn.init.normal_(model.classifier.weight, std=2.0)
+    silence(model, PARTS)
+    ids = torch.randint(5, 100, (24, 12))
+    with torch.no_grad():
+        labels = model(ids).logits.argmax(dim=1)  # what the parts that are not silent say
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    batches = [{"input_ids": ids[i : i + 8], "labels": labels[i : i + 8]} for i in (0, 8, 16)]
+    scores = learned_scores(model, batches, 12, epochs=10, learning_rate=0.1, price=0.3)
+    head_flops, neuron_flops = part_flops(model.config, 12)
+    for of_block, kept in zip(scores, PARTS, strict=True):
+        for values, parts, flops in (
+            (of_block.heads, kept.heads, head_flops),
+            (of_block.neurons, kept.neurons, neuron_flops),
+        ):
+            gates = values / flops
+            silent = torch.ones(len(gates), dtype=torch.bool)
+            silent[parts] = False
+            assert gates.min() >= 0 and gates.max() <= 1
+            assert gates[silent].max() <= gates[~silent].mean() + 1e-6
+            assert gates[silent].max() < 0.25  # nothing holds them
+    assert max(float((of_block.heads / head_flops).max()) for of_block in scores) > 0.5
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_the_flops_of_parts_are_those_of_blocks():
+    model = make_encoder()
+    heads, neurons = part_flops(model.config, 12)
+    before = blocks_forward(model.config, 12)
+    assert heads * 4 * 2 + neurons * 48 * 2 == before
+    prune(model, PARTS)
+    assert before - blocks_forward(model.config, 12) == heads * (2 + 3) + neurons * (32 + 8)
 
 
 def test_magnitude_scores():

@@ -9,7 +9,7 @@ import torch
 from labelled_files import FAST, MOODS, TINY, sentences, write_csv
 from safetensors.torch import load_file
 from scripts import read_record, run_forked, run_script, words
-from transformers import Trainer, pipeline
+from transformers import AutoModelForSequenceClassification, Trainer, pipeline
 
 SHORT = FAST | {"num_train_epochs": 1, "learning_rate": 1e-3, "augmented_copies": 1, "report_to": "none"}
 
@@ -41,7 +41,7 @@ def prune(monkeypatch, capsys, trained, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("importance", ["first_order", "magnitude"])
+@pytest.mark.parametrize("importance", ["first_order", "learned", "magnitude"])
 def test_a_share_of_the_flops_is_left(prune, trained, tmp_path, importance):
     out = tmp_path / "out"
     printed = prune(flop_share=0.4, stages=2, importance=importance, output_dir=out, **SHORT)
@@ -69,6 +69,13 @@ def test_blocks_and_tokens(prune, trained, tmp_path):
     assert config["num_hidden_layers"] == 1 and config["vocab_size"] < before["vocab_size"]
     assert config.get("attention_heads_by_layer") is None  # half of the blocks are half of the FLOPs
     assert read_record(tmp_path / "out")["scores"]["test"]["accuracy"] >= 0.9
+
+
+def test_as_many_parameters_as_are_allowed(prune, trained, tmp_path):
+    whole = AutoModelForSequenceClassification.from_pretrained(trained / "whole").num_parameters()
+    wanted = int(0.7 * whole)
+    prune(max_parameters=wanted, stages=2, output_dir=tmp_path / "out", **SHORT)
+    assert 0.6 * whole < read_record(tmp_path / "out")["model"]["parameters"] <= wanted
 
 
 def test_an_interrupted_run_ends_as_if_it_had_not_been(trained, tmp_path):
@@ -117,6 +124,11 @@ def test_goes_on_with_the_stage_after_a_finished_one(prune, trained, tmp_path, m
     [
         ({"flop_share": 0.01}, r"flop_share is 0.01, but a head and 16 neurons in each of the 2 blocks are 0\.\d+"),
         ({"layers": [0, 2]}, r"blocks \[0, 2\] are to stay, expected different ones from 0 to 1"),
+        (
+            {"max_parameters": 10},
+            r"the target is 10 parameters, but a head and 16 neurons in each of the \d blocks",
+        ),
+        ({"max_milliseconds": 1e-6}, r"the target is 1e-06 milliseconds, but a head .* ask for that"),
         ({"model": "nowhere/at_all"}, "--model nowhere/at_all cannot be loaded"),
     ],
 )
