@@ -6,6 +6,7 @@ A checkpoint as a folder that runs without torch: on ONNX Runtime, from servers 
     onnx/model.onnx               float32, one file
     onnx/model_quantized.onnx     int8 weights, activations quantized as they come
     index.html                    a page that classifies in the browser
+    README.md                     its card, with these figures
 
 An export that does not compute what the checkpoint computes is no export: [`export_classifier`] compares it with torch
 on your texts, and refuses what is wrong, loses too much accuracy, or is not faster.
@@ -28,6 +29,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from .metrics import predictions_from_logits
+from .model_card import write_export_card
 from .modeling_chinchilla import ChinchillaForSequenceClassification
 from .run_record import describe_machine, package_versions, write_atomically
 from .runtime import EXPORT_RECORD, FORMAT, FULL, QUANTIZED, OnnxTextClassifier
@@ -81,6 +83,7 @@ def export_classifier(
     *,
     quantize: bool = True,
     keep_full: bool = True,
+    model_name: str | None = None,
     transformers_js: str | os.PathLike[str] | None = None,
     largest_loss: float = 0.005,
     force: bool = False,
@@ -96,6 +99,7 @@ def export_classifier(
         labels: of the texts, class ids; then int8 may lose no more than `largest_loss` of the accuracy.
         quantize: also make the int8 model.
         keep_full: leave the float32 model in the folder, beside the int8 one.
+        model_name: for the card; the model's class if not given.
         transformers_js: a `node_modules` with `@huggingface/transformers`, whose files go along, so that the page needs
             no network.
         largest_loss: share of the accuracy that int8 may lose.
@@ -134,7 +138,8 @@ def export_classifier(
             raise ExportRefusedError(f"{'; '.join(problems)}: nothing was written (force writes it all the same)")
         for problem in problems:
             logger.warning("%s", problem)
-        _write_record(model, tokenizer, staging, figures, problems)
+        record = _write_record(model, tokenizer, staging, figures, problems)
+        write_export_card(staging, record, model_name or type(model).__name__)
         if not keep_full:
             (staging / FULL).unlink()
         if folder.exists():
@@ -222,7 +227,7 @@ def _write_record(
     folder: Path,
     figures: ExportFigures | None,
     problems: list[str],
-) -> None:
+) -> dict[str, Any]:
     config = model.config
     record: dict[str, Any] = {
         "format": FORMAT,
@@ -238,6 +243,7 @@ def _write_record(
         "versions": package_versions(),
     }
     write_atomically(folder / EXPORT_RECORD, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+    return record
 
 
 @torch.inference_mode()

@@ -1,8 +1,8 @@
 """
-The model card of a classifier of texts or of words, a translator or a model that answers questions: `README.md` of a
-checkpoint folder, its page on the Hub.
+The model card of a classifier of texts or of words, a translator, a model that answers questions, or an export:
+`README.md` of its folder, its page on the Hub.
 
-Everything in it comes from the run record beside it, so that no number can stand there that no run has given.
+Everything in it comes from the record beside it, so that no number can stand there that no run has given.
 """
 
 import os
@@ -20,6 +20,7 @@ from .run_record import RunRecord, write_atomically
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
 TRANSLATION_TEMPLATE = TEMPLATE.with_name("translation_card.md.jinja")
 ANSWERING_TEMPLATE = TEMPLATE.with_name("answering_card.md.jinja")
+EXPORT_TEMPLATE = TEMPLATE.with_name("export_card.md.jinja")
 TAGGING_TEMPLATE = TEMPLATE.with_name("tagging_card.md.jinja")
 
 # Our metric -> its name in the card, and the name of its family in the Hub's list of metrics.
@@ -262,6 +263,49 @@ def write_tagging_card(
         ],
         labels=[_code(name) for name in fields["data"].get("label_names", [])],
     )
+
+
+def write_export_card(folder: str | os.PathLike[str], record: dict[str, Any], model_name: str) -> Path:
+    """
+    Write `README.md` of an export from its record, as a whole or not at all.
+
+    Args:
+        folder: of the export.
+        record: what `export.json` says.
+        model_name: of the model that was exported.
+
+    Returns:
+        The path of the card.
+    """
+    figures, machine = record["figures"], record["machine"]
+    rows = [
+        {
+            "name": name,
+            "milliseconds": f"{milliseconds:.2f}",
+            "megabytes": f"{figures['megabytes'][name]:.1f}" if name in figures["megabytes"] else "",
+            "accuracy": f"{figures['accuracy'][name]:.4f}" if name in figures["accuracy"] else "",
+        }
+        for name, milliseconds in sorted(figures["milliseconds"].items(), key=lambda item: -item[1])
+    ]
+    agreement = figures["quantized_agreement"]
+    card = ModelCard.from_template(
+        ModelCardData(library_name="transformers.js", pipeline_tag=record["task"], tags=["chinchilla_hf", "onnx"]),
+        template_path=str(EXPORT_TEMPLATE),
+        model_name=model_name,
+        parameters=f"{record['parameters']:,}",
+        labels=record["labels"],
+        texts=figures["texts"],
+        machine=f"{machine['cpu']} ({', '.join(machine['cpu_features'])})",
+        has_accuracy=bool(figures["accuracy"]),
+        rows=rows,
+        full_difference=f"{figures['full_difference']:.1e}",
+        full_agreement=f"{figures['full_agreement']:.2%}",
+        quantized_agreement=None if agreement is None else f"{agreement:.2%}",
+        problems=record["problems"],
+    )
+    path = Path(folder) / "README.md"
+    write_atomically(path, str(card).encode())
+    return path
 
 
 def _write_card(

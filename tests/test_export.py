@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_tiny_config
+from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from chinchilla_hf import ChinchillaForSequenceClassification, export, train_tokenizer
@@ -20,7 +21,7 @@ pytest.importorskip("onnxscript", reason="the extra 'export' is not installed")
 
 TEXTS = ["never again", "so good, and more of it", "it was fine", "what a lovely day, was it not", "poor"]
 FILES = ["config.json", EXPORT_RECORD, "onnx/model.onnx", "onnx/model_quantized.onnx"]
-FILES += ["index.html", "tokenizer.json", "tokenizer_config.json"]
+FILES += ["README.md", "index.html", "tokenizer.json", "tokenizer_config.json"]
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,16 @@ def test_the_folder_is_whole(exported):
     assert record["figures"]["megabytes"] == figures.megabytes and record["labels"] == ["bad", "good", "other"]
     config = json.loads((folder / "export" / "config.json").read_text())
     assert config["architectures"] == ["BertForSequenceClassification"] and config["id2label"]["1"] == "good"
+
+
+def test_the_card_shows_the_figures(exported):
+    folder, figures = exported
+    card = ModelCard.load(folder / "export" / "README.md")
+    assert card.data.library_name == "transformers.js" and card.data.pipeline_tag == "text-classification"
+    assert f"| int8 | {figures.milliseconds['int8']:.2f} | {figures.megabytes['int8']:.1f} |" in card.text
+    assert f"says what torch says of {figures.full_agreement:.2%}" in card.text and "3 labels" in card.text
+    problems = read_export_record(folder / "export")["problems"]
+    assert all(f"**Forced:** {problem}" in card.text for problem in problems)
 
 
 def test_the_runtime_gives_what_the_pipeline_gives(exported):

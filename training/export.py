@@ -87,6 +87,7 @@ def main() -> None:
             labels,
             quantize=options.quantize,
             keep_full=options.keep_full,
+            model_name=Path(options.model).name,
             transformers_js=options.transformers_js,
             largest_loss=options.largest_loss,
             force=options.force,
