@@ -12,6 +12,7 @@ An export that does not compute what the checkpoint computes is no export: [`exp
 on your texts, and refuses what is wrong, loses too much accuracy, or is not faster.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -20,12 +21,13 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from .metrics import predictions_from_logits
@@ -113,23 +115,11 @@ def export_classifier(
         ImportError: a package of the extra `export` is missing.
         ValueError: no texts, or neither model is to be left.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"{error.name} is not installed: pip install 'chinchilla-hf[export]'") from error
-    if not len(texts):
-        raise ValueError("there are no texts to compare the export by: give some of the task")
+    check_texts_and_packages(texts)
     if not (quantize or keep_full):
         raise ValueError("keep_full is False, but without quantize there is no other model: leave one of them True")
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / EXPORT_RECORD).is_file():
-        raise FileExistsError(f"{folder} holds something else than an export: choose another folder")
     of_browser = [] if transformers_js is None else _browser_files(Path(transformers_js))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with new_export(folder) as staging:
         _write_models(model, tokenizer, staging, quantize)
         _write_layout(model, tokenizer, staging, of_browser)
         figures = check_export(model, tokenizer, staging, texts, labels)
@@ -142,6 +132,40 @@ def export_classifier(
         write_export_card(staging, record, model_name or type(model).__name__)
         if not keep_full:
             (staging / FULL).unlink()
+    return figures
+
+
+def check_texts_and_packages(texts: Sequence[Any]) -> None:
+    """
+    Raises:
+        ImportError: a package of the extra `export` is missing.
+        ValueError: no texts.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"{error.name} is not installed: pip install 'chinchilla-hf[export]'") from error
+    if not len(texts):
+        raise ValueError("there are no texts to compare the export by: give some of the task")
+
+
+@contextlib.contextmanager
+def new_export(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """
+    A folder to write an export in, which takes the place of `folder`, and of an older export in it, when it is whole.
+
+    Raises:
+        FileExistsError: `folder` holds something else than an export.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / EXPORT_RECORD).is_file():
+        raise FileExistsError(f"{folder} holds something else than an export: choose another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield staging
         if folder.exists():
             shutil.rmtree(folder)
         umask = os.umask(0)
@@ -150,33 +174,41 @@ def export_classifier(
         staging.rename(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return figures
+
+
+def write_onnx(model: nn.Module, inputs: dict[str, torch.Tensor], path: Path) -> None:
+    """Export `model`, in evaluation mode, to one file, with batch and length as they come."""
+    import onnx
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
+    program, _ = OnnxExporter().export_program(model, inputs, config=OnnxConfig(dynamic=True))
+    path.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        OnnxExporter.save_program(program, Path(scratch) / path.name)
+        onnx.save(onnx.load(Path(scratch) / path.name), str(path))  # its weights inside
+
+
+def quantize_weights(full: Path, path: Path) -> None:
+    """Write the model in the file `full` to `path` with int8 weights; activations are quantized as they come."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        prepared = Path(scratch) / "prepared.onnx"
+        quant_pre_process(str(full), str(prepared), skip_symbolic_shape=True)
+        # Signed weights are twice as fast as unsigned ones where the processor has VNNI.
+        quantize_dynamic(str(prepared), str(path), weight_type=QuantType.QInt8)
 
 
 def _write_models(
     model: ChinchillaForSequenceClassification, tokenizer: PreTrainedTokenizerFast, folder: Path, quantize: bool
 ) -> None:
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-    from transformers.exporters import OnnxConfig, OnnxExporter
-
     names = [name for name in tokenizer.model_input_names if name in ("input_ids", "attention_mask", "token_type_ids")]
     texts, longest = ["one text", "and another one, which is longer"], min(16, model.config.max_position_embeddings)
     example = tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
-    exported = OnnxExporter().export(
-        model.eval(), {name: example[name] for name in names}, config=OnnxConfig(dynamic=True)
-    )
-    (folder / "onnx").mkdir()
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        exported.save_pretrained(scratch)
-        (file,) = Path(scratch).rglob("*.onnx")
-        onnx.save(onnx.load(file), str(folder / FULL))  # its weights inside
-        if quantize:
-            prepared = Path(scratch) / "prepared.onnx"
-            quant_pre_process(str(folder / FULL), str(prepared), skip_symbolic_shape=True)
-            # Signed weights are twice as fast as unsigned ones where the processor has VNNI.
-            quantize_dynamic(str(prepared), str(folder / QUANTIZED), weight_type=QuantType.QInt8)
+    write_onnx(model.eval(), {name: example[name] for name in names}, folder / FULL)
+    if quantize:
+        quantize_weights(folder / FULL, folder / QUANTIZED)
 
 
 def _browser_files(node_modules: Path) -> list[Path]:

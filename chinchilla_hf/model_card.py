@@ -21,6 +21,7 @@ TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
 TRANSLATION_TEMPLATE = TEMPLATE.with_name("translation_card.md.jinja")
 ANSWERING_TEMPLATE = TEMPLATE.with_name("answering_card.md.jinja")
 EXPORT_TEMPLATE = TEMPLATE.with_name("export_card.md.jinja")
+TRANSLATOR_EXPORT_TEMPLATE = TEMPLATE.with_name("translator_export_card.md.jinja")
 TAGGING_TEMPLATE = TEMPLATE.with_name("tagging_card.md.jinja")
 
 # Our metric -> its name in the card, and the name of its family in the Hub's list of metrics.
@@ -297,6 +298,39 @@ def write_export_card(folder: str | os.PathLike[str], record: dict[str, Any], mo
         texts=figures["texts"],
         machine=f"{machine['cpu']} ({', '.join(machine['cpu_features'])})",
         has_accuracy=bool(figures["accuracy"]),
+        rows=rows,
+        full_difference=f"{figures['full_difference']:.1e}",
+        full_agreement=f"{figures['full_agreement']:.2%}",
+        quantized_agreement=None if agreement is None else f"{agreement:.2%}",
+        problems=record["problems"],
+    )
+    path = Path(folder) / "README.md"
+    write_atomically(path, str(card).encode())
+    return path
+
+
+def write_translator_export_card(folder: str | os.PathLike[str], record: dict[str, Any], model_name: str) -> Path:
+    """The same as [`write_export_card`], of a translator."""
+    figures, machine = record["figures"], record["machine"]
+    rows = [
+        {
+            "name": name,
+            "milliseconds": f"{milliseconds:.1f}",
+            "megabytes": f"{figures['megabytes'][name]:.1f}" if name in figures["megabytes"] else "",
+            "bleu": f"{figures['bleu'][name]:.1f}" if name in figures["bleu"] else "",
+        }
+        for name, milliseconds in sorted(figures["milliseconds"].items(), key=lambda item: -item[1])
+    ]
+    agreement = figures["quantized_agreement"]
+    card = ModelCard.from_template(
+        ModelCardData(library_name="onnxruntime", pipeline_tag=record["task"], tags=["chinchilla_hf", "onnx"]),
+        template_path=str(TRANSLATOR_EXPORT_TEMPLATE),
+        model_name=model_name,
+        parameters=f"{record['parameters']:,}",
+        num_beams=record["num_beams"],
+        texts=figures["texts"],
+        machine=f"{machine['cpu']} ({', '.join(machine['cpu_features'])})",
+        has_bleu=bool(figures["bleu"]),
         rows=rows,
         full_difference=f"{figures['full_difference']:.1e}",
         full_agreement=f"{figures['full_agreement']:.2%}",

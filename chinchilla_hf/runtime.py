@@ -16,6 +16,7 @@ import numpy as np
 FORMAT = 1  # of export.json
 FULL, QUANTIZED = "onnx/model.onnx", "onnx/model_quantized.onnx"
 EXPORT_RECORD = "export.json"
+TASK = "text-classification"
 WINDOW = 4096  # texts that are sorted by length together
 
 
@@ -32,7 +33,7 @@ class OnnxTextClassifier:
     Raises:
         FileNotFoundError: the folder holds no such export.
         ImportError: ONNX Runtime is not installed.
-        ValueError: the folder was written by another version of this package, in another format.
+        ValueError: the folder was written by another version of this package, in another format, or is of another task.
     """
 
     def __init__(
@@ -42,22 +43,13 @@ class OnnxTextClassifier:
         num_threads: int | None = None,
         max_length: int | None = None,
     ):
-        try:
-            import onnxruntime
-            from tokenizers import Tokenizer
-        except ImportError as error:
-            raise ImportError(f"{error.name} is not installed: pip install 'chinchilla-hf[export]'") from error
         folder = Path(folder)
-        record = read_export_record(folder)
+        record = read_export_record(folder, TASK)
         if quantized is None:
             quantized = (folder / QUANTIZED).is_file()
-        path = folder / (QUANTIZED if quantized else FULL)
-        if not path.is_file():
-            raise FileNotFoundError(f"{folder} has no {path.relative_to(folder)}: export the checkpoint again with it")
-        options = onnxruntime.SessionOptions()
-        if num_threads is not None:
-            options.intra_op_num_threads = num_threads
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.session = open_session(folder, QUANTIZED if quantized else FULL, num_threads)
+        from tokenizers import Tokenizer
+
         self.inputs = [given.name for given in self.session.get_inputs()]
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.enable_truncation(max_length or record["max_length"])
@@ -130,13 +122,34 @@ class OnnxTextClassifier:
         return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
-def read_export_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
+def open_session(folder: Path, name: str, num_threads: int | None) -> Any:
+    """
+    An `onnxruntime.InferenceSession` of the file `name` in `folder`.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ImportError: ONNX Runtime, or the library of tokenizers, is not installed.
+    """
+    try:
+        import onnxruntime
+        import tokenizers  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"{error.name} is not installed: pip install 'chinchilla-hf[export]'") from error
+    if not (folder / name).is_file():
+        raise FileNotFoundError(f"{folder} has no {name}: export the checkpoint again with it")
+    options = onnxruntime.SessionOptions()
+    if num_threads is not None:
+        options.intra_op_num_threads = num_threads
+    return onnxruntime.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
+
+
+def read_export_record(folder: str | os.PathLike[str], task: str = TASK) -> dict[str, Any]:
     """
     What `export.json` in `folder` says.
 
     Raises:
         FileNotFoundError: the folder holds no export.
-        ValueError: of another format than this package reads.
+        ValueError: of another format than this package reads, or of another task.
     """
     path = Path(folder) / EXPORT_RECORD
     if not path.is_file():
@@ -147,4 +160,6 @@ def read_export_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} has format {record.get('format')}, but this version of chinchilla-hf reads {FORMAT}: export the "
             "checkpoint again"
         )
+    if record["task"] != task:
+        raise ValueError(f"{folder} holds an export for {record['task']}, expected one for {task}")
     return record

@@ -15,7 +15,7 @@ from chinchilla_hf import (
     ChinchillaTranslationPipeline,
     train_tokenizer,
 )
-from chinchilla_hf.pipeline_chinchilla import split_text
+from chinchilla_hf.text_segments import split_text
 
 TEXTS = ["a dog runs", "two men sit on a bench", "Zwei Männer sitzen.", "A dog! And a cat? Yes."] * 5
 

@@ -33,7 +33,9 @@ FAMILIES = {
     "chinchilla_seq2seq": (
         modeling_chinchilla_seq2seq,
         make_tiny_seq2seq_config,
-        ENCODER_FILES | {"modeling_chinchilla_decoder.py", "modeling_chinchilla_seq2seq.py", "pipeline_chinchilla.py"},
+        ENCODER_FILES
+        | {"modeling_chinchilla_decoder.py", "modeling_chinchilla_seq2seq.py"}
+        | {"pipeline_chinchilla.py", "text_segments.py"},
     ),
 }
 AUTO_CLASSES = [
