@@ -32,9 +32,9 @@ from transformers import PreTrainedTokenizerFast
 
 from .metrics import predictions_from_logits
 from .model_card import write_export_card
-from .modeling_chinchilla import ChinchillaForSequenceClassification
+from .modeling_chinchilla import ChinchillaForSequenceClassification, ChinchillaPreTrainedModel
 from .run_record import describe_machine, package_versions, write_atomically
-from .runtime import EXPORT_RECORD, FORMAT, FULL, QUANTIZED, OnnxTextClassifier
+from .runtime import EXPORT_RECORD, FORMAT, FULL, QUANTIZED, OnnxEncoder, OnnxTextClassifier
 
 logger = logging.getLogger(__name__)
 
@@ -120,15 +120,17 @@ def export_classifier(
         raise ValueError("keep_full is False, but without quantize there is no other model: leave one of them True")
     of_browser = [] if transformers_js is None else _browser_files(Path(transformers_js))
     with new_export(folder) as staging:
-        _write_models(model, tokenizer, staging, quantize)
-        _write_layout(model, tokenizer, staging, of_browser)
+        write_models(model, tokenizer, staging, quantize)
+        write_layout(model, tokenizer, staging, "BertForSequenceClassification")
+        _write_page(staging, of_browser)
+        write_record(model, tokenizer, staging, OnnxTextClassifier.task)  # the runtime reads it
         figures = check_export(model, tokenizer, staging, texts, labels)
-        problems = _problems(figures, largest_loss)
+        problems = problems_of(figures, largest_loss)
         if problems and not force:
             raise ExportRefusedError(f"{'; '.join(problems)}: nothing was written (force writes it all the same)")
         for problem in problems:
             logger.warning("%s", problem)
-        record = _write_record(model, tokenizer, staging, figures, problems)
+        record = write_record(model, tokenizer, staging, OnnxTextClassifier.task, figures, problems)
         write_export_card(staging, record, model_name or type(model).__name__)
         if not keep_full:
             (staging / FULL).unlink()
@@ -200,9 +202,10 @@ def quantize_weights(full: Path, path: Path) -> None:
         quantize_dynamic(str(prepared), str(path), weight_type=QuantType.QInt8)
 
 
-def _write_models(
-    model: ChinchillaForSequenceClassification, tokenizer: PreTrainedTokenizerFast, folder: Path, quantize: bool
+def write_models(
+    model: ChinchillaPreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, quantize: bool
 ) -> None:
+    """The encoder as ONNX, in float32 and, if asked for, in int8."""
     names = [name for name in tokenizer.model_input_names if name in ("input_ids", "attention_mask", "token_type_ids")]
     texts, longest = ["one text", "and another one, which is longer"], min(16, model.config.max_position_embeddings)
     example = tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
@@ -225,52 +228,50 @@ def _browser_files(node_modules: Path) -> list[Path]:
     return found
 
 
-def _write_layout(
-    model: ChinchillaForSequenceClassification,
-    tokenizer: PreTrainedTokenizerFast,
-    folder: Path,
-    of_browser: Sequence[Path] = (),
+def write_layout(
+    model: ChinchillaPreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, architecture: str
 ) -> None:
-    """
-    Tokenizer and config as transformers.js takes them: of a model that it does not know it makes none. And a page, with
-    the files `of_browser`.
-    """
+    """Tokenizer and config as transformers.js takes them: of a model that it does not know it makes none."""
     tokenizer.save_pretrained(folder)
     for path in folder.iterdir():
         if path.is_file() and path.name not in ("tokenizer.json", "tokenizer_config.json"):
             path.unlink()
     config = model.config.to_dict()
     kept = (*RECORD_FIELDS, "id2label", "label2id", "max_position_embeddings", "pad_token_id", "type_vocab_size")
-    web = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
+    web = {"model_type": "bert", "architectures": [architecture]}
     web |= {name: config[name] for name in kept if name in config}
     (folder / "config.json").write_text(json.dumps(web, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_page(folder: Path, of_browser: Sequence[Path]) -> None:
+    """A page for the browser, with the files that it needs of transformers.js, if they are given."""
     shutil.copyfile(PAGE, folder / "index.html")
     if of_browser:
         (folder / "transformers.js").mkdir()
         for path in of_browser:
             shutil.copyfile(path, folder / "transformers.js" / path.name)
-    # What is needed to read the models back, before there are figures.
-    _write_record(model, tokenizer, folder, None, [])
 
 
-def _write_record(
-    model: ChinchillaForSequenceClassification,
+def write_record(
+    model: ChinchillaPreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     folder: Path,
-    figures: ExportFigures | None,
-    problems: list[str],
+    task: str,
+    figures: ExportFigures | None = None,
+    problems: Sequence[str] = (),
 ) -> dict[str, Any]:
+    """Write `export.json`; what it says."""
     config = model.config
     record: dict[str, Any] = {
         "format": FORMAT,
-        "task": "text-classification",
+        "task": task,
         "labels": [config.id2label[i] for i in range(config.num_labels)],
         "max_length": min(tokenizer.model_max_length, config.max_position_embeddings),
         "pad_token_id": tokenizer.pad_token_id,
         "problem_type": config.problem_type or "single_label_classification",
         "parameters": model.num_parameters(),
         "figures": None if figures is None else dataclasses.asdict(figures),
-        "problems": problems,
+        "problems": list(problems),
         "machine": describe_machine("cpu"),
         "versions": package_versions(),
     }
@@ -300,7 +301,7 @@ def check_export(
         return model(**inputs).logits.float().numpy()
 
     givers: dict[str, Callable[[Sequence[Any]], np.ndarray]] = {"torch": torch_logits}
-    givers |= {name: contestant.logits for name, contestant in contestants.items()}
+    givers |= {name: contestant.outputs for name, contestant in contestants.items()}
     logits = {
         name: np.concatenate([give(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)])
         for name, give in givers.items()
@@ -321,23 +322,28 @@ def check_export(
         full_difference=float(np.abs(logits["torch"] - logits["float32"]).max()),
         full_agreement=agreement("torch", "float32"),
         quantized_agreement=agreement("float32", "int8") if "int8" in logits and has_classes else None,
-        milliseconds=_milliseconds(torch_logits, folder, list(contestants), texts),
-        megabytes={
-            name: (folder / (QUANTIZED if name == "int8" else FULL)).stat().st_size / 1e6 for name in contestants
-        },
+        milliseconds=milliseconds_of(torch_logits, OnnxTextClassifier, folder, list(contestants), texts),
+        megabytes=megabytes_of(folder, list(contestants)),
     )
     if labels is not None and problem_type == "single_label_classification":
         figures.accuracy = {name: float((values == np.asarray(labels)).mean()) for name, values in says.items()}
     return figures
 
 
-def _milliseconds(
-    torch_logits: Callable[[Sequence[Any]], np.ndarray], folder: Path, names: list[str], texts: Sequence[Any]
+def megabytes_of(folder: Path, names: list[str]) -> dict[str, float]:
+    return {name: (folder / (QUANTIZED if name == "int8" else FULL)).stat().st_size / 1e6 for name in names}
+
+
+def milliseconds_of(
+    by_torch: Callable[[Sequence[Any]], np.ndarray],
+    runtime: type[OnnxEncoder],
+    folder: Path,
+    names: list[str],
+    texts: Sequence[Any],
 ) -> dict[str, float]:
     """The median time of one text on one thread, all taking turns with each text."""
-    givers = {name: OnnxTextClassifier(folder, quantized=name == "int8", num_threads=1).logits for name in names} | {
-        "torch": torch_logits
-    }
+    givers: dict[str, Callable[[Sequence[Any]], np.ndarray]] = {"torch": by_torch}
+    givers |= {name: runtime(folder, quantized=name == "int8", num_threads=1).outputs for name in names}
     times: dict[str, list[float]] = {name: [] for name in givers}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -352,7 +358,7 @@ def _milliseconds(
     return {name: statistics.median(values[10:]) for name, values in times.items()}
 
 
-def _problems(figures: ExportFigures, largest_loss: float) -> list[str]:
+def problems_of(figures: ExportFigures, largest_loss: float) -> list[str]:
     """What an export promises and this one does not keep."""
     problems = []
     if figures.full_difference > LARGEST_DIFFERENCE:

@@ -24,6 +24,13 @@ EXPORT_TEMPLATE = TEMPLATE.with_name("export_card.md.jinja")
 TRANSLATOR_EXPORT_TEMPLATE = TEMPLATE.with_name("translator_export_card.md.jinja")
 TAGGING_TEMPLATE = TEMPLATE.with_name("tagging_card.md.jinja")
 
+# Of an export, by its task: what runs it, and where that is.
+EXPORT_RUNTIMES = {
+    "text-classification": ("runtime", "OnnxTextClassifier"),
+    "token-classification": ("runtime_encoder", "OnnxTokenClassifier"),
+    "feature-extraction": ("runtime_encoder", "OnnxTextEncoder"),
+}
+
 # Our metric -> its name in the card, and the name of its family in the Hub's list of metrics.
 METRIC_NAMES = {
     "accuracy": ("Accuracy", "accuracy"),
@@ -289,12 +296,16 @@ def write_export_card(folder: str | os.PathLike[str], record: dict[str, Any], mo
         for name, milliseconds in sorted(figures["milliseconds"].items(), key=lambda item: -item[1])
     ]
     agreement = figures["quantized_agreement"]
+    module, runtime = EXPORT_RUNTIMES[record["task"]]
     card = ModelCard.from_template(
         ModelCardData(library_name="transformers.js", pipeline_tag=record["task"], tags=["chinchilla_hf", "onnx"]),
         template_path=str(EXPORT_TEMPLATE),
         model_name=model_name,
         parameters=f"{record['parameters']:,}",
-        labels=record["labels"],
+        labels=[] if record["task"] == "feature-extraction" else record["labels"],
+        module=module,
+        runtime=runtime,
+        has_page=record["task"] == "text-classification",
         texts=figures["texts"],
         machine=f"{machine['cpu']} ({', '.join(machine['cpu_features'])})",
         has_accuracy=bool(figures["accuracy"]),

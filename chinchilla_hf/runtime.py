@@ -7,7 +7,7 @@ A text classifier from an exported folder (`chinchilla_hf.export`) on ONNX Runti
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ TASK = "text-classification"
 WINDOW = 4096  # texts that are sorted by length together
 
 
-class OnnxTextClassifier:
+class OnnxEncoder:
     """
-    What `pipeline("text-classification")` does with the checkpoint that was exported.
+    An exported encoder: what its first output is, a class for each task says.
 
     Args:
-        folder: that `training/export.py` has written.
+        folder: that one of the scripts in `training/` has written.
         quantized: take the int8 model; `None`: where there is one.
         num_threads: of ONNX Runtime; its own choice if not given.
         max_length: texts are cut at so many tokens; what the tokenizer says if not given.
@@ -36,6 +36,8 @@ class OnnxTextClassifier:
         ValueError: the folder was written by another version of this package, in another format, or is of another task.
     """
 
+    task: str
+
     def __init__(
         self,
         folder: str | os.PathLike[str],
@@ -44,7 +46,7 @@ class OnnxTextClassifier:
         max_length: int | None = None,
     ):
         folder = Path(folder)
-        record = read_export_record(folder, TASK)
+        self.record = read_export_record(folder, self.task)
         if quantized is None:
             quantized = (folder / QUANTIZED).is_file()
         self.session = open_session(folder, QUANTIZED if quantized else FULL, num_threads)
@@ -52,27 +54,43 @@ class OnnxTextClassifier:
 
         self.inputs = [given.name for given in self.session.get_inputs()]
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.tokenizer.enable_truncation(max_length or record["max_length"])
+        self.tokenizer.enable_truncation(max_length or self.record["max_length"])
         self.tokenizer.no_padding()
-        self.pad_token_id: int = record["pad_token_id"]
-        self.labels: list[str] = record["labels"]
-        self.problem_type: str = record["problem_type"]
 
-    def logits(self, texts: Sequence[str | tuple[str, str]]) -> np.ndarray:
-        """`(texts, labels)`, of one batch of texts or of pairs of them."""
-        return self._logits(self.tokenizer.encode_batch(list(texts)))
+    def outputs(self, texts: Sequence[str | tuple[str, str]]) -> np.ndarray:
+        """Of one batch of texts, or of pairs of them."""
+        return self.outputs_of(self.tokenizer.encode_batch(list(texts)))
 
-    def _logits(self, rows: Sequence[Any]) -> np.ndarray:
-        """Of encoded texts, padded to the longest."""
+    def outputs_of(self, rows: Sequence[Any]) -> np.ndarray:
+        """The same of encoded texts, padded to the longest."""
         longest = max(len(row.ids) for row in rows)
         parts = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
         given = {}
         for name in self.inputs:
-            padding = self.pad_token_id if name == "input_ids" else 0
+            padding = self.record["pad_token_id"] if name == "input_ids" else 0
             given[name] = np.full((len(rows), longest), padding, dtype=np.int64)
             for i, row in enumerate(rows):
                 given[name][i, : len(row.ids)] = getattr(row, parts[name])
         return self.session.run(None, given)[0]
+
+    def batches(self, texts: Sequence[Any], batch_size: int) -> Iterator[tuple[list[int], list[Any], np.ndarray]]:
+        """Which texts, encoded, and their outputs: those of like length together."""
+        for first in range(0, len(texts), WINDOW):
+            rows = self.tokenizer.encode_batch(texts[first : first + WINDOW])
+            order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+            for begin in range(0, len(rows), batch_size):
+                chosen = order[begin : begin + batch_size]
+                encoded = [rows[i] for i in chosen]
+                yield [first + i for i in chosen], encoded, self.outputs_of(encoded)
+
+
+class OnnxTextClassifier(OnnxEncoder):
+    """
+    What `pipeline("text-classification")` does with the checkpoint that was exported by `training/export.py`: see
+    [`OnnxEncoder`].
+    """
+
+    task = TASK
 
     def __call__(
         self,
@@ -94,32 +112,30 @@ class OnnxTextClassifier:
         """
         alone = isinstance(texts, str | tuple)
         rows: list[Any] = [texts] if alone else list(texts)
-        found: list[list[dict[str, Any]]] = []
-        for begin in range(0, len(rows), WINDOW):
-            found += self._classified(self.tokenizer.encode_batch(rows[begin : begin + WINDOW]), top_k, batch_size)
+        found: list[list[dict[str, Any]]] = [[]] * len(rows)
+        labels = self.record["labels"]
+        for chosen, _, logits in self.batches(rows, batch_size):
+            for i, scores in zip(chosen, self._scores(logits), strict=True):
+                best = np.argsort(-scores, kind="stable")[:top_k]
+                found[i] = [{"label": labels[label], "score": float(scores[label])} for label in best]
         if alone:
             return found[0]
         return [result[0] for result in found] if top_k == 1 else found
 
-    def _classified(self, rows: Sequence[Any], top_k: int | None, batch_size: int) -> list[list[dict[str, Any]]]:
-        """The labels of encoded texts; those of like length share a batch."""
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-        found: list[list[dict[str, Any]]] = [[]] * len(rows)
-        for begin in range(0, len(rows), batch_size):
-            chosen = order[begin : begin + batch_size]
-            for i, scores in zip(chosen, self._scores(self._logits([rows[i] for i in chosen])), strict=True):
-                best = np.argsort(-scores, kind="stable")[:top_k]
-                found[i] = [{"label": self.labels[label], "score": float(scores[label])} for label in best]
-        return found
-
     def _scores(self, logits: np.ndarray) -> np.ndarray:
         """As the pipeline of Transformers makes them."""
-        if self.problem_type == "regression":
+        problem_type = self.record["problem_type"]
+        if problem_type == "regression":
             return logits
-        if self.problem_type == "multi_label_classification" or logits.shape[1] == 1:
+        if problem_type == "multi_label_classification" or logits.shape[1] == 1:
             return 1 / (1 + np.exp(-logits))
-        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return exponentials / exponentials.sum(axis=1, keepdims=True)
+        return softmax(logits)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis."""
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
 def open_session(folder: Path, name: str, num_threads: int | None) -> Any:
