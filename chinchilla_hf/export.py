@@ -30,6 +30,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from .export_edge import check_format, check_formats, write_format
 from .metrics import predictions_from_logits
 from .model_card import write_export_card
 from .modeling_chinchilla import ChinchillaForSequenceClassification, ChinchillaPreTrainedModel
@@ -65,6 +66,7 @@ class ExportFigures:
         accuracy: of torch, float32 and int8, where the texts have labels.
         milliseconds: the median time for one text, on one thread.
         megabytes: of the two models.
+        others: of further formats, what `export_edge.check_format` finds.
     """
 
     texts: int
@@ -74,6 +76,7 @@ class ExportFigures:
     accuracy: dict[str, float] = dataclasses.field(default_factory=dict)
     milliseconds: dict[str, float] = dataclasses.field(default_factory=dict)
     megabytes: dict[str, float] = dataclasses.field(default_factory=dict)
+    others: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
 
 
 def export_classifier(
@@ -87,6 +90,7 @@ def export_classifier(
     keep_full: bool = True,
     model_name: str | None = None,
     transformers_js: str | os.PathLike[str] | None = None,
+    formats: Sequence[str] = (),
     largest_loss: float = 0.005,
     force: bool = False,
 ) -> ExportFigures:
@@ -104,6 +108,7 @@ def export_classifier(
         model_name: for the card; the model's class if not given.
         transformers_js: a `node_modules` with `@huggingface/transformers`, whose files go along, so that the page needs
             no network.
+        formats: further ones, `"openvino"` and `"executorch"`; these have their own extras.
         largest_loss: share of the accuracy that int8 may lose.
         force: write it all the same; the figures say what is wrong.
 
@@ -118,6 +123,7 @@ def export_classifier(
     check_texts_and_packages(texts)
     if not (quantize or keep_full):
         raise ValueError("keep_full is False, but without quantize there is no other model: leave one of them True")
+    check_formats(formats)
     of_browser = [] if transformers_js is None else _browser_files(Path(transformers_js))
     with new_export(folder) as staging:
         write_models(model, tokenizer, staging, quantize)
@@ -125,6 +131,9 @@ def export_classifier(
         _write_page(staging, of_browser)
         write_record(model, tokenizer, staging, OnnxTextClassifier.task)  # the runtime reads it
         figures = check_export(model, tokenizer, staging, texts, labels)
+        for name in formats:
+            runners = write_format(name, model, tokenizer, staging, max_length_of(model, tokenizer))
+            figures.others |= check_format(runners, model, tokenizer, texts)
         problems = problems_of(figures, largest_loss)
         if problems and not force:
             raise ExportRefusedError(f"{'; '.join(problems)}: nothing was written (force writes it all the same)")
@@ -252,6 +261,11 @@ def _write_page(folder: Path, of_browser: Sequence[Path]) -> None:
             shutil.copyfile(path, folder / "transformers.js" / path.name)
 
 
+def max_length_of(model: ChinchillaPreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> int:
+    """Tokens of the longest text that both take."""
+    return min(tokenizer.model_max_length, model.config.max_position_embeddings)
+
+
 def write_record(
     model: ChinchillaPreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
@@ -266,7 +280,7 @@ def write_record(
         "format": FORMAT,
         "task": task,
         "labels": [config.id2label[i] for i in range(config.num_labels)],
-        "max_length": min(tokenizer.model_max_length, config.max_position_embeddings),
+        "max_length": max_length_of(model, tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
         "problem_type": config.problem_type or "single_label_classification",
         "parameters": model.num_parameters(),
@@ -366,6 +380,12 @@ def problems_of(figures: ExportFigures, largest_loss: float) -> list[str]:
             f"a float32 score differs from torch's by {figures.full_difference:.1e}, expected at most "
             f"{LARGEST_DIFFERENCE:.0e}"
         )
+    for name, values in figures.others.items():
+        if name.endswith("float32") and values["difference"] > LARGEST_DIFFERENCE:
+            problems.append(
+                f"a score of {name} differs from torch's by {values['difference']:.1e}, expected at most "
+                f"{LARGEST_DIFFERENCE:.0e}"
+            )
     if figures.full_agreement < 1:
         problems.append(f"float32 says what torch says of {figures.full_agreement:.2%} of the texts, expected of all")
     if "int8" in figures.accuracy and figures.accuracy["float32"] - figures.accuracy["int8"] > largest_loss:

@@ -295,6 +295,11 @@ def write_export_card(folder: str | os.PathLike[str], record: dict[str, Any], mo
         }
         for name, milliseconds in sorted(figures["milliseconds"].items(), key=lambda item: -item[1])
     ]
+    rows += [
+        {"name": name, "milliseconds": f"{values['milliseconds']:.2f}", "megabytes": f"{values['megabytes']:.1f}"}
+        | {"accuracy": ""}
+        for name, values in figures["others"].items()
+    ]
     agreement = figures["quantized_agreement"]
     module, runtime = EXPORT_RUNTIMES[record["task"]]
     card = ModelCard.from_template(

@@ -354,10 +354,11 @@ class ChinchillaAttention(nn.Module):
     def attention_function(self, query: torch.Tensor, to_encoder: bool) -> Callable:
         """That of the backend that the config names. `query`: `(batch, length, heads, head_dim)`."""
         implementation = self.config._attn_implementation
-        length = query.shape[1]
-        few = (length == 1 or (length <= 16 and to_encoder)) and self.num_key_value_groups == 1
-        if few and implementation == "sdpa" and self._writes_on_cpu(query):
-            return few_queries_attention_forward
+        # The length is asked for last: in a graph, the answer would hold for all lengths.
+        if implementation == "sdpa" and self.num_key_value_groups == 1 and self._writes_on_cpu(query):
+            length = query.shape[1]
+            if length == 1 or (to_encoder and length <= 16):
+                return few_queries_attention_forward
         return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
 
     def forward(

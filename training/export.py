@@ -40,6 +40,9 @@ class ExportArguments:
         default=None,
         metadata={"help": "A node_modules with @huggingface/transformers, so that the page needs no network."},
     )
+    formats: list[str] = field(
+        default_factory=list, metadata={"help": "Further formats: openvino, executorch (each has its extra)."}
+    )
     largest_loss: float = field(default=0.005, metadata={"help": "Share of the accuracy that int8 may lose."})
     force: bool = field(default=False, metadata={"help": "Write what is refused otherwise, with its figures."})
 
@@ -57,7 +60,12 @@ def report(figures: ExportFigures) -> str:
     agreement = f"float32 differs from torch by at most {figures.full_difference:.1e}"
     if figures.quantized_agreement is not None:
         agreement += f"; int8 says what float32 says of {figures.quantized_agreement:.2%} of {figures.texts} texts"
-    return "\n".join([*lines, agreement])
+    others = [
+        f"{name}: {values['milliseconds']:.2f} ms, {values['megabytes']:.1f} MB, differs from torch by at most "
+        f"{values['difference']:.1e}, says the same of {values['agreement']:.2%}"
+        for name, values in figures.others.items()
+    ]
+    return "\n".join([*lines, agreement, *others])
 
 
 def main() -> None:
@@ -89,6 +97,7 @@ def main() -> None:
             keep_full=options.keep_full,
             model_name=Path(options.model).name,
             transformers_js=options.transformers_js,
+            formats=options.formats,
             largest_loss=options.largest_loss,
             force=options.force,
         )
