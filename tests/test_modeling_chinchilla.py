@@ -365,6 +365,18 @@ def test_compiles_and_exports_as_one_graph(head, tiny_config, fresh_compiler):
         torch.testing.assert_close(logits_of(program.module()(**other)), logits_of(model(**other)))
 
 
+def test_an_exported_graph_takes_all_lengths_that_it_is_told(tiny_config):
+    """Of a named range, nothing is ruled out: ExecuTorch plans its memory by it."""
+    model = ChinchillaForSequenceClassification(tiny_config).eval()
+    length = torch.export.Dim("length", min=2, max=30)
+    ids = torch.randint(5, 100, (1, 9))
+    program = torch.export.export(model, (ids,), dynamic_shapes={"input_ids": {1: length}}, strict=False)
+    for size in (2, 16, 17, 30):
+        ids = torch.randint(5, 100, (1, size))
+        with torch.no_grad():
+            torch.testing.assert_close(program.module()(ids).logits, model(ids).logits)
+
+
 @pytest.mark.filterwarnings("ignore")  # of torch's and Transformers' own, still experimental, exporters
 def test_onnx_runtime_computes_the_same_at_another_shape(tiny_config):
     for package in ("onnx", "onnxscript", "onnxruntime"):

@@ -1,8 +1,10 @@
 """`training/distill.py` as its users run it: every start of a student, what it learns, interruptions, and bad input."""
 
 import json
+import random
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from labelled_files import FAST, MOODS, TINY, sentences, write_csv
@@ -77,6 +79,29 @@ def test_a_student_of_its_own_shape_that_reads_what_the_teacher_said(distill, ta
     monkeypatch.setattr(torch, "inference_mode", asked)
     with pytest.raises(SystemExit, match=r"holds this very run, finished.*--overwrite"):
         distill(**shape, **SHORT | {"num_train_epochs": 4}, output_dir=tmp_path / "out", pooling="mean")
+
+
+def test_numbers_are_distilled_and_pruned(tmp_path):
+    """A number that the share of one symbol tells."""
+    rng = random.Random(0)
+    rows = [rng.choices("abc", k=10) for _ in range(240)]
+    data = [(" ".join(row), 500 + 10 * row.count("b")) for row in rows]
+    pd.DataFrame(data, columns=["text", "value"]).to_csv(tmp_path / "numbers.csv", index=False)
+    options = {"dataset": tmp_path / "numbers.csv", "label_column": "value", "problem_type": "regression", **FAST}
+    options |= {"baseline": False, "report_to": "none"}
+    of_teacher = {**TINY, "hidden_size": 48, "num_attention_heads": 3, "pooling": "mean", "num_train_epochs": 10}
+    taught = {"augmented_copies": 2, "teacher_cache_dir": tmp_path / "cache", "num_train_epochs": 6}
+    of_student = {"teacher": tmp_path / "teacher", "teacher_layers": [0], "intermediate_share": 0.5, **taught}
+    of_pruned = {"model": tmp_path / "teacher", "flop_share": 0.7, "stages": 1, **taught}
+    for script, folder, of_script in (
+        ("classify", "teacher", of_teacher),
+        ("distill", "student", of_student),
+        ("prune", "pruned", of_pruned),
+    ):
+        ended = run_forked(script, {**options, **of_script, "output_dir": tmp_path / folder})
+        assert ended.code == 0, ended.errors
+        assert read_record(tmp_path / folder)["scores"]["test"]["r2"] > 0.8
+    assert "agreement" not in read_record(tmp_path / "student")["scores"]["teacher"]
 
 
 def test_an_interrupted_run_ends_as_if_it_had_not_been(taught, tmp_path):
