@@ -282,6 +282,7 @@ def write_record(
         "labels": [config.id2label[i] for i in range(config.num_labels)],
         "max_length": max_length_of(model, tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
+        "question_answering": getattr(config, "question_answering", None) or {},
         "problem_type": config.problem_type or "single_label_classification",
         "parameters": model.num_parameters(),
         "figures": None if figures is None else dataclasses.asdict(figures),

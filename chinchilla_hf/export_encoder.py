@@ -1,6 +1,6 @@
 """
-A classifier of words, or an encoder without a head, as a folder that runs without torch, by
-`chinchilla_hf.runtime_encoder`.
+A classifier of words, a model that answers questions, or an encoder without a head, as a folder that runs without
+torch, by `chinchilla_hf.runtime_encoder` and `chinchilla_hf.runtime_answering`.
 
 The folder is that of `chinchilla_hf.export`, without a page. It is checked on texts without labels: float32 has to give
 what torch gives, and int8 has to be faster; how far it agrees stands in `export.json` and in the card.
@@ -28,8 +28,14 @@ from .export import (
     write_record,
 )
 from .model_card import write_export_card
-from .modeling_chinchilla import ChinchillaForTokenClassification, ChinchillaModel, ChinchillaPreTrainedModel
+from .modeling_chinchilla import (
+    ChinchillaForQuestionAnswering,
+    ChinchillaForTokenClassification,
+    ChinchillaModel,
+    ChinchillaPreTrainedModel,
+)
 from .runtime import FULL, OnnxEncoder
+from .runtime_answering import OnnxQuestionAnswerer
 from .runtime_encoder import OnnxTextEncoder, OnnxTokenClassifier
 
 logger = logging.getLogger(__name__)
@@ -37,6 +43,7 @@ logger = logging.getLogger(__name__)
 # The class of a model -> what runs its export, and what transformers.js takes it for.
 HEADS: dict[type[ChinchillaPreTrainedModel], tuple[type[OnnxEncoder], str]] = {
     ChinchillaForTokenClassification: (OnnxTokenClassifier, "BertForTokenClassification"),
+    ChinchillaForQuestionAnswering: (OnnxQuestionAnswerer, "BertForQuestionAnswering"),
     ChinchillaModel: (OnnxTextEncoder, "BertModel"),
 }
 ALIKE = 0.999  # cosine of two vectors that say the same
@@ -46,7 +53,7 @@ def export_encoder(
     model: ChinchillaPreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     folder: str | os.PathLike[str],
-    texts: Sequence[str],
+    texts: Sequence[str | tuple[str, str]],
     *,
     quantize: bool = True,
     keep_full: bool = True,
@@ -57,10 +64,11 @@ def export_encoder(
     Export an encoder, and check it.
 
     Args:
-        model: a `ChinchillaForTokenClassification` or a `ChinchillaModel`, in float32.
+        model: a `ChinchillaForTokenClassification`, a `ChinchillaForQuestionAnswering` or a `ChinchillaModel`, in
+            float32.
         tokenizer: of it.
         folder: made if it is not there; an older export in it is replaced when the new one is whole.
-        texts: to compare by.
+        texts: to compare by; of answers, pairs of a question and a context that fits into one row.
         quantize: also make the int8 model.
         keep_full: leave the float32 model in the folder, beside the int8 one.
         model_name: for the card; the model's class if not given.
@@ -106,11 +114,15 @@ def _check(
     runtime: type[OnnxEncoder],
     folder: Any,
     names: list[str],
-    texts: Sequence[str],
+    texts: Sequence[str | tuple[str, str]],
 ) -> ExportFigures:
     def by_torch(rows: Sequence[Any]) -> np.ndarray:
-        inputs = tokenizer(list(rows), padding=True, truncation=True, return_tensors="pt")
-        return model(**inputs)[0].float().numpy()
+        columns = list(zip(*rows, strict=True)) if isinstance(rows[0], tuple) else [tuple(rows)]
+        inputs = tokenizer(*map(list, columns), padding=True, truncation=True, return_tensors="pt")
+        outputs = model(**inputs)
+        if runtime is OnnxQuestionAnswerer:
+            return torch.stack([outputs.start_logits, outputs.end_logits], dim=-1).float().numpy()
+        return outputs[0].float().numpy()
 
     encoders = {name: runtime(folder, quantized=name == "int8") for name in names}
     # One by one: padding has states, too, which nobody reads.
@@ -131,6 +143,8 @@ def _check(
 
 
 def _says_the_same(runtime: type[OnnxEncoder], one: np.ndarray, other: np.ndarray) -> bool:
+    if runtime is OnnxQuestionAnswerer:  # the likeliest beginning and end, padding left out by its scores
+        return bool((one.argmax(axis=0) == other.argmax(axis=0)).all())
     if runtime is OnnxTokenClassifier:
         return bool((one.argmax(axis=-1) == other.argmax(axis=-1)).all())
     means = one.mean(axis=0), other.mean(axis=0)

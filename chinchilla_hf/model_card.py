@@ -28,6 +28,7 @@ TAGGING_TEMPLATE = TEMPLATE.with_name("tagging_card.md.jinja")
 EXPORT_RUNTIMES = {
     "text-classification": ("runtime", "OnnxTextClassifier"),
     "token-classification": ("runtime_encoder", "OnnxTokenClassifier"),
+    "question-answering": ("runtime_answering", "OnnxQuestionAnswerer"),
     "feature-extraction": ("runtime_encoder", "OnnxTextEncoder"),
 }
 
@@ -307,9 +308,10 @@ def write_export_card(folder: str | os.PathLike[str], record: dict[str, Any], mo
         template_path=str(EXPORT_TEMPLATE),
         model_name=model_name,
         parameters=f"{record['parameters']:,}",
-        labels=[] if record["task"] == "feature-extraction" else record["labels"],
+        labels=record["labels"] if record["task"].endswith("classification") else [],
         module=module,
         runtime=runtime,
+        example='"Who barks?", "The dog barks."' if record["task"] == "question-answering" else '"a text"',
         has_page=record["task"] == "text-classification",
         texts=figures["texts"],
         machine=f"{machine['cpu']} ({', '.join(machine['cpu_features'])})",

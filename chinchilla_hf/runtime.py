@@ -62,16 +62,25 @@ class OnnxEncoder:
         return self.outputs_of(self.tokenizer.encode_batch(list(texts)))
 
     def outputs_of(self, rows: Sequence[Any]) -> np.ndarray:
-        """The same of encoded texts, padded to the longest."""
-        longest = max(len(row.ids) for row in rows)
-        parts = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+        """The same of encoded texts."""
+        return self.join(self.run([{"input_ids": row.ids, "token_type_ids": row.type_ids} for row in rows]))
+
+    def run(self, rows: Sequence[dict[str, list[int]]]) -> list[np.ndarray]:
+        """All outputs of the model for rows of ids, padded to the longest."""
+        longest = max(len(row["input_ids"]) for row in rows)
         given = {}
         for name in self.inputs:
             padding = self.record["pad_token_id"] if name == "input_ids" else 0
             given[name] = np.full((len(rows), longest), padding, dtype=np.int64)
             for i, row in enumerate(rows):
-                given[name][i, : len(row.ids)] = getattr(row, parts[name])
-        return self.session.run(None, given)[0]
+                length = len(row["input_ids"])
+                given[name][i, :length] = 1 if name == "attention_mask" else row[name]
+        return self.session.run(None, given)
+
+    @staticmethod
+    def join(outputs: list[np.ndarray]) -> np.ndarray:
+        """What counts of the outputs of the model."""
+        return outputs[0]
 
     def batches(self, texts: Sequence[Any], batch_size: int) -> Iterator[tuple[list[int], list[Any], np.ndarray]]:
         """Which texts, encoded, and their outputs: those of like length together."""

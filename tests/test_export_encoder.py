@@ -13,12 +13,15 @@ from transformers import pipeline
 
 from chinchilla_hf import (
     ChinchillaForMaskedLM,
+    ChinchillaForQuestionAnswering,
     ChinchillaForTokenClassification,
     ChinchillaModel,
+    ChinchillaQuestionAnsweringPipeline,
     export_encoder,
     train_tokenizer,
 )
 from chinchilla_hf.export import ExportRefusedError
+from chinchilla_hf.runtime_answering import OnnxQuestionAnswerer
 from chinchilla_hf.runtime_encoder import OnnxTextEncoder, OnnxTokenClassifier
 
 pytest.importorskip("onnxruntime", reason="the extra 'export' is not installed")
@@ -84,6 +87,39 @@ def test_vectors_are_the_means_of_states(tmp_path):
 import sys
 from chinchilla_hf.runtime_encoder import OnnxTextEncoder
 assert OnnxTextEncoder({str(tmp_path / "export")!r})("one text").shape == (1, 32)
+sys.exit(sum(name in sys.modules for name in ("torch", "transformers")))"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("threshold", [None, 0.0])
+def test_answers_are_those_of_the_pipeline(tmp_path, threshold):
+    tokenizer = make_tokenizer("wordpiece")
+    model = make_model(tokenizer, ChinchillaForQuestionAnswering)
+    torch.nn.init.normal_(model.qa_outputs.weight)
+    model.config.question_answering = {"max_length": 24, "stride": 4, "max_answer_length": 7}
+    if threshold is not None:
+        model.config.question_answering["no_answer_threshold"] = threshold
+    pairs = [("Who lives?", text) for text in TEXTS]
+    figures = export_encoder.export_encoder(model, tokenizer, tmp_path / "export", pairs, force=True)
+    assert figures.full_difference < 1e-4 and figures.full_agreement == 1
+    context, questions = " ".join(TEXTS * 3), ["Who lives?", "Where is it?", "never"]
+    answer = OnnxQuestionAnswerer(tmp_path / "export", quantized=False)
+    pipe = ChinchillaQuestionAnsweringPipeline(model=model, tokenizer=tokenizer)
+    for top_k in (1, 3):
+        expected = pipe(question=questions, context=context, top_k=top_k, bf16=False)
+        found = answer(questions, context, top_k=top_k)
+        for one, other in zip(found, expected, strict=True):
+            for a, b in zip(*([one], [other]) if top_k == 1 else (one, other), strict=True):
+                assert a == b | {"score": pytest.approx(b["score"], abs=1e-4)}
+                assert a["answer"] == context[a["start"] : a["end"]]
+    assert answer(questions[1], context) == answer(questions, context)[1]
+    with pytest.raises(ValueError, match="has no token: give one with words"):
+        answer("", context)
+    script = f"""
+import sys
+from chinchilla_hf.runtime_answering import OnnxQuestionAnswerer
+assert OnnxQuestionAnswerer({str(tmp_path / "export")!r})("Who?", "Anna lives in Oslo")
 sys.exit(sum(name in sys.modules for name in ("torch", "transformers")))"""
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr

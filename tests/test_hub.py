@@ -35,6 +35,7 @@ def test_a_folder_is_uploaded_without_what_the_training_left(tmp_path, monkeypat
     )
     for name, goes_up in {
         "model.safetensors": True,
+        "answer_windows.py": True,
         "pipeline_chinchilla_answering.py": True,
         "checkpoint-5/model.safetensors": False,
         "runs/events": False,

@@ -16,8 +16,9 @@ from chinchilla_hf import (
     ChinchillaQuestionAnsweringPipeline,
     train_tokenizer,
 )
+from chinchilla_hf.answer_windows import EncodedText, Window, WindowCutter, rank_spans
 from chinchilla_hf.conversion import convert_model
-from chinchilla_hf.pipeline_chinchilla_answering import EncodedText, Window, WindowCutter, pad_rows, rank_spans
+from chinchilla_hf.pipeline_chinchilla_answering import pad_rows
 
 # Each with its words, some of which are answers.
 TEXTS = {

@@ -32,6 +32,7 @@ from transformers import (
 
 from chinchilla_hf import ChinchillaForQuestionAnswering
 from chinchilla_hf.answer_metrics import score_windows
+from chinchilla_hf.answer_windows import MAX_LENGTH, STRIDE, WindowCutter
 from chinchilla_hf.data.questions import QuestionData, QuestionWindows, WindowCollator, load_questions
 from chinchilla_hf.hub import check_access, push_folder
 from chinchilla_hf.model_card import write_answering_card
@@ -41,7 +42,6 @@ from chinchilla_hf.output_folder import (
     list_checkpoints,
     save_model_folder,
 )
-from chinchilla_hf.pipeline_chinchilla_answering import MAX_LENGTH, STRIDE, WindowCutter
 from chinchilla_hf.processes import closed_process_group, keep_freed_memory
 from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
 from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, describe_training

@@ -1,13 +1,16 @@
 """
-Export a classifier of words, or an encoder without a head, to a folder that runs on ONNX Runtime, without torch.
+Export a classifier of words, a model that answers questions, or an encoder without a head, to a folder that runs on
+ONNX Runtime, without torch.
 
     python training/export_encoder.py --model runs/tagger --texts sentences.txt
+    python training/export_encoder.py --model runs/answers --texts questions_and_contexts.tsv
     python training/export_encoder.py --model runs/minilm_student --texts sentences.txt
 
 The folder has the model in float32 and in int8, the tokenizer, laid out for transformers.js, and `export.json` with
 the figures of a check on the texts. An export that does not give what the checkpoint gives, or that is not faster in
 int8, is refused, and nothing is written, unless --force is given. In Python it is `OnnxTokenClassifier(folder)` or
-`OnnxTextEncoder(folder)` of `chinchilla_hf.runtime_encoder`, which take neither torch nor transformers.
+`OnnxTextEncoder(folder)` of `chinchilla_hf.runtime_encoder`, or `OnnxQuestionAnswerer(folder)` of
+`chinchilla_hf.runtime_answering`, which take neither torch nor transformers.
 """
 
 import logging
@@ -16,11 +19,17 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer
 
-from chinchilla_hf import ChinchillaForTokenClassification, ChinchillaModel
+from chinchilla_hf import ChinchillaForQuestionAnswering, ChinchillaForTokenClassification, ChinchillaModel
 from chinchilla_hf.conversion import load_or_convert
 from chinchilla_hf.export import ExportFigures
 from chinchilla_hf.export_encoder import HEADS, export_encoder
 from chinchilla_hf.recipes import one_line_errors, parse_options, resolve_location
+
+# The end of an architecture's name -> what is exported of it; anything else is an encoder without its head.
+KINDS = {
+    "ForTokenClassification": ChinchillaForTokenClassification,
+    "ForQuestionAnswering": ChinchillaForQuestionAnswering,
+}
 
 
 @dataclass
@@ -30,7 +39,11 @@ class ExportArguments:
     _argument_group_name = "Export"
 
     model: str = field(metadata={"help": "The encoder: a folder, a Hub name or package://NAME/PATH."})
-    texts: str = field(metadata={"help": "A text file to compare by, a text in each line."})
+    texts: str = field(
+        metadata={
+            "help": "A text file to compare by, a text in each line; of answers, a question, a tab and a context."
+        }
+    )
     output_dir: str | None = field(default=None, metadata={"help": "Folder of the export. Default: export in --model."})
     max_texts: int = field(default=500, metadata={"help": "Texts to compare by."})
     quantize: bool = field(default=True, metadata={"help": "Also make the int8 model."})
@@ -64,23 +77,28 @@ def main() -> None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(location)
             names = AutoConfig.from_pretrained(location).architectures or [""]
-            has_words = names[0].endswith("ForTokenClassification")
-            model = load_or_convert(location, ChinchillaForTokenClassification if has_words else ChinchillaModel)
+            kind = next((kind for head, kind in KINDS.items() if names[0].endswith(head)), ChinchillaModel)
+            model = load_or_convert(location, kind)
         except (OSError, ValueError) as error:  # no such place, or no whole checkpoint there
             raise OSError(f"--model {options.model} cannot be loaded: {error}") from error
+        texts = texts[: options.max_texts]
+        if kind is ChinchillaForQuestionAnswering:
+            texts = [tuple(line.split("\t", 1)) for line in texts]
+            if any(len(pair) < 2 for pair in texts):
+                raise ValueError(f"a line of --texts {options.texts} has no tab between a question and a context")
         folder = Path(options.output_dir or Path(options.model) / "export")
         figures = export_encoder(
             model.float(),
             tokenizer,
             folder,
-            texts[: options.max_texts],
+            texts,
             quantize=options.quantize,
             keep_full=options.keep_full,
             model_name=Path(options.model).name,
             force=options.force,
         )
-    runtime = HEADS[type(model)][0].__name__
-    print(f"\n{report(figures)}\n\nthe export is in {folder}: chinchilla_hf.runtime_encoder.{runtime}('{folder}')")
+    runtime = HEADS[kind][0]
+    print(f"\n{report(figures)}\n\nthe export is in {folder}: {runtime.__module__}.{runtime.__name__}('{folder}')")
 
 
 if __name__ == "__main__":

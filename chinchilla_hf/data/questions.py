@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, Features, Value
 
-from ..pipeline_chinchilla_answering import EncodedText, RankedSpans, Window, WindowCutter, pad_rows, rank_spans
+from ..answer_windows import EncodedText, RankedSpans, Window, WindowCutter, rank_spans
+from ..pipeline_chinchilla_answering import pad_rows
 from .columns import described
 from .tables import TableReader, check_reading_options, choose_splits, one_table
 
@@ -372,7 +373,7 @@ class QuestionWindows(torch.utils.data.Dataset):
             max_answer_length: in tokens.
             with_null: see [`rank_spans`].
         """
-        starts, ends = torch.as_tensor(start_logits), torch.as_tensor(end_logits)
+        starts, ends = np.asarray(start_logits), np.asarray(end_logits)
         if len(starts) != len(self):
             raise ValueError(f"there are logits of {len(starts)} windows, but {len(self)} windows: give those of all")
         of_question: dict[int, list[int]] = {number: [] for number in self._good}

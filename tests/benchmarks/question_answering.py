@@ -39,9 +39,9 @@ from transformers import (
 )
 
 from chinchilla_hf.answer_metrics import score_windows
+from chinchilla_hf.answer_windows import WindowCutter
 from chinchilla_hf.conversion import convert_model
 from chinchilla_hf.data.questions import QuestionData, QuestionWindows, load_questions
-from chinchilla_hf.pipeline_chinchilla_answering import WindowCutter
 from chinchilla_hf.recipes import resolve_location
 from chinchilla_hf.run_record import describe_machine
 from chinchilla_hf.trainer import QuestionAnsweringTrainer

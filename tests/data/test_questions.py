@@ -10,8 +10,8 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from chinchilla_hf import train_tokenizer
+from chinchilla_hf.answer_windows import WindowCutter
 from chinchilla_hf.data.questions import QuestionWindows, WindowCollator, load_questions
-from chinchilla_hf.pipeline_chinchilla_answering import WindowCutter
 
 pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 

@@ -209,8 +209,8 @@ def read_windows(options: dict, folder: Path) -> int:
     """How many windows there are to train on."""
     from transformers import AutoTokenizer
 
+    from chinchilla_hf.answer_windows import WindowCutter
     from chinchilla_hf.data.questions import QuestionWindows, load_questions
-    from chinchilla_hf.pipeline_chinchilla_answering import WindowCutter
 
     tokenizer = AutoTokenizer.from_pretrained(options["model"])
     train = load_questions(str(options["dataset"])).splits["train"]

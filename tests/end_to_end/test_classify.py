@@ -28,6 +28,7 @@ RESULT_FILES = {
     "modeling_chinchilla_block.py",
     "modeling_chinchilla_loss.py",
     "modeling_chinchilla_pretrained.py",
+    "answer_windows.py",
     "pipeline_chinchilla_answering.py",
     "run.json",
     "tokenizer.json",
