@@ -54,8 +54,8 @@ class OnnxQuestionAnswerer(OnnxEncoder):
             batch_size: windows in a step; those of like length share one.
 
         Returns:
-            `{"score": ..., "start": ..., "end": ..., "answer": ...}`, of `top_k` a list of them, and of several questions
-            a list of either.
+            `{"score": ..., "start": ..., "end": ..., "answer": ...}`, of `top_k` a list of them, and of several
+            questions a list of either.
 
         Raises:
             ValueError: a question or a context without a token, or a question that leaves no room for the context.

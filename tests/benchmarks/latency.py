@@ -5,8 +5,8 @@ How long a text classifier takes for one text, and how many texts it classifies 
     python tests/benchmarks/latency.py --model runs/student --dataset data_full.json ... [--against runs/clinc150]
 
 Latency: one text of so many tokens, without the tokenizer, by torch in float32 and in bfloat16, and by ONNX Runtime in
-float32 and in int8, each on one thread and on two; with `--against`, that checkpoint by torch in float32, too. The
-contestants, each in a process of its own, take turns.
+float32 and in int8, each on one thread and on two; with `--against`, that checkpoint by torch, and by ONNX Runtime if it
+has an export, in float32, too. The contestants, each in a process of its own, take turns.
 
 Documents a second: the test texts, tokenizer included. The peer is `pipeline("text-classification")` as one gets it,
 on a `BertForSequenceClassification` of the same sizes and with the same tokenizer. Ours is the same pipeline with the
@@ -35,7 +35,7 @@ from chinchilla_hf.classification import LabelledArguments, load_data
 from chinchilla_hf.conversion import load_or_convert
 from chinchilla_hf.recipes import parse_options
 from chinchilla_hf.run_record import describe_machine
-from chinchilla_hf.runtime import OnnxTextClassifier
+from chinchilla_hf.runtime import FULL, OnnxTextClassifier
 from chinchilla_hf.training_arguments import bf16_is_fast
 
 CALLS = 20  # of a turn
@@ -111,6 +111,9 @@ def compare_latency(options: LatencyArguments, export: str) -> list[dict[str, An
     }
     if options.against is not None:
         contestants["--against, torch float32"] = partial(Worker, serve_torch, options.against, torch.float32)
+        if (Path(options.against) / "export" / FULL).is_file():
+            of_other = str(Path(options.against) / "export")
+            contestants["--against, ONNX float32"] = partial(Worker, serve_onnx, of_other, False)
     rows = []
     for threads in options.threads:
         workers = {name: make(threads) for name, make in contestants.items()}
@@ -121,7 +124,7 @@ def compare_latency(options: LatencyArguments, export: str) -> list[dict[str, An
             for _ in range(options.rounds):
                 for name, worker in workers.items():
                     times[name].append(worker.turn(length))
-            slowest = list(times)[-1] if options.against else "torch float32"
+            slowest = "--against, torch float32" if options.against else "torch float32"
             for name, turns in times.items():
                 p50, p95, p99 = np.percentile(np.concatenate(turns), [50, 95, 99])
                 ratio = median(median(a) / median(b) for a, b in zip(times[slowest], turns, strict=True))
