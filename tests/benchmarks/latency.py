@@ -5,8 +5,8 @@ How long a text classifier takes for one text, and how many texts it classifies 
     python tests/benchmarks/latency.py --model runs/student --dataset data_full.json ... [--against runs/clinc150]
 
 Latency: one text of so many tokens, without the tokenizer, by torch in float32 and in bfloat16, and by ONNX Runtime in
-float32 and in int8, each on one thread and on two; with `--against`, that checkpoint by torch, and by ONNX Runtime if it
-has an export, in float32, too. The contestants, each in a process of its own, take turns.
+float32 and in int8, each on one thread and on two; with `--against`, that checkpoint by torch, and by ONNX Runtime if
+it has an export, in float32, too. The contestants, each in a process of its own, take turns.
 
 Documents a second: the test texts, tokenizer included. The peer is `pipeline("text-classification")` as one gets it,
 on a `BertForSequenceClassification` of the same sizes and with the same tokenizer. Ours is the same pipeline with the
