@@ -356,21 +356,28 @@ def milliseconds_of(
     names: list[str],
     texts: Sequence[Any],
 ) -> dict[str, float]:
-    """The median time of one text on one thread, all taking turns with each text."""
-    givers: dict[str, Callable[[Sequence[Any]], np.ndarray]] = {"torch": by_torch}
+    """The median time of one text on one thread, by torch and by the models of the export."""
+    givers: dict[str, Callable[[Sequence[Any]], Any]] = {"torch": by_torch}
     givers |= {name: runtime(folder, quantized=name == "int8", num_threads=1).outputs for name in names}
+    return median_milliseconds(givers, texts, calls=50, warm_up=10)
+
+
+def median_milliseconds(
+    givers: dict[str, Callable[[Sequence[Any]], Any]], texts: Sequence[Any], calls: int, warm_up: int
+) -> dict[str, float]:
+    """The median time of one text on one thread of torch, all `givers` taking turns with each text."""
     times: dict[str, list[float]] = {name: [] for name in givers}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for number in range(60):
+        for number in range(warm_up + calls):
             for name, give in givers.items():
                 start = time.perf_counter()
                 give([texts[number % len(texts)]])
                 times[name].append(1e3 * (time.perf_counter() - start))
     finally:
         torch.set_num_threads(threads)
-    return {name: statistics.median(values[10:]) for name, values in times.items()}
+    return {name: statistics.median(values[warm_up:]) for name, values in times.items()}
 
 
 def problems_of(figures: ExportFigures, largest_loss: float) -> list[str]:

@@ -14,8 +14,6 @@ The export is compared with the pipeline on your texts, and refused if it transl
 import dataclasses
 import json
 import os
-import statistics
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +27,7 @@ from .export import (
     LARGEST_DIFFERENCE,
     ExportRefusedError,
     check_texts_and_packages,
+    median_milliseconds,
     new_export,
     quantize_weights,
     write_onnx,
@@ -264,6 +263,8 @@ def check_translator(
     def agreement(one: str, other: str) -> float:
         return float(np.mean([a == b for a, b in zip(found[one], found[other], strict=True)]))
 
+    timed: dict[str, Any] = {"torch": pipeline}
+    timed |= {name: OnnxTranslator(folder, name == "int8", num_threads=1) for name in translators}
     files = {"float32": (ENCODER, DECODER), "int8": (QUANTIZED_ENCODER, QUANTIZED_DECODER)}
     figures = TranslatorFigures(
         texts=len(texts),
@@ -272,7 +273,7 @@ def check_translator(
         ),
         full_agreement=agreement("torch", "float32"),
         quantized_agreement=agreement("float32", "int8") if "int8" in found else None,
-        milliseconds=_milliseconds(pipeline, folder, list(translators), texts),
+        milliseconds=median_milliseconds(timed, texts, calls=TIMED_TEXTS, warm_up=2),
         megabytes={name: sum((folder / file).stat().st_size for file in files[name]) / 1e6 for name in translators},
     )
     if references is not None:
@@ -303,26 +304,6 @@ def _difference(
             scores = state.log_probabilities(np.array([token]))[0]
             largest = max(largest, float(np.abs(scores - expected[step]).max()))
     return largest
-
-
-def _milliseconds(
-    pipeline: ChinchillaTranslationPipeline, folder: Path, names: list[str], texts: Sequence[str]
-) -> dict[str, float]:
-    """The median time of one text on one thread, all taking turns with each text."""
-    givers: dict[str, Any] = {name: OnnxTranslator(folder, name == "int8", num_threads=1) for name in names}
-    givers["torch"] = pipeline
-    times: dict[str, list[float]] = {name: [] for name in givers}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for number in range(TIMED_TEXTS + 2):
-            for name, give in givers.items():
-                start = time.perf_counter()
-                give([texts[number % len(texts)]])
-                times[name].append(1e3 * (time.perf_counter() - start))
-    finally:
-        torch.set_num_threads(threads)
-    return {name: statistics.median(values[2:]) for name, values in times.items()}
 
 
 def _problems(figures: TranslatorFigures, largest_loss: float) -> list[str]:

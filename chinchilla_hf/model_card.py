@@ -276,7 +276,7 @@ def write_tagging_card(
 
 def write_export_card(folder: str | os.PathLike[str], record: dict[str, Any], model_name: str) -> Path:
     """
-    Write `README.md` of an export from its record, as a whole or not at all.
+    Write `README.md` of the export of an encoder from its record, as a whole or not at all.
 
     Args:
         folder: of the export.
@@ -286,74 +286,71 @@ def write_export_card(folder: str | os.PathLike[str], record: dict[str, Any], mo
     Returns:
         The path of the card.
     """
-    figures, machine = record["figures"], record["machine"]
-    rows = [
-        {
-            "name": name,
-            "milliseconds": f"{milliseconds:.2f}",
-            "megabytes": f"{figures['megabytes'][name]:.1f}" if name in figures["megabytes"] else "",
-            "accuracy": f"{figures['accuracy'][name]:.4f}" if name in figures["accuracy"] else "",
-        }
-        for name, milliseconds in sorted(figures["milliseconds"].items(), key=lambda item: -item[1])
-    ]
-    rows += [
-        {"name": name, "milliseconds": f"{values['milliseconds']:.2f}", "megabytes": f"{values['megabytes']:.1f}"}
-        | {"accuracy": ""}
-        for name, values in figures["others"].items()
-    ]
-    agreement = figures["quantized_agreement"]
     module, runtime = EXPORT_RUNTIMES[record["task"]]
-    card = ModelCard.from_template(
-        ModelCardData(library_name="transformers.js", pipeline_tag=record["task"], tags=["chinchilla_hf", "onnx"]),
-        template_path=str(EXPORT_TEMPLATE),
+    rows = _export_rows(record["figures"], "accuracy", ".4f") + [
+        {"name": name, "milliseconds": f"{values['milliseconds']:.2f}", "megabytes": f"{values['megabytes']:.1f}"}
+        | {"score": ""}
+        for name, values in record["figures"]["others"].items()
+    ]
+    return _write_export_card(
+        folder,
+        record,
+        EXPORT_TEMPLATE,
+        library_name="transformers.js",
         model_name=model_name,
-        parameters=f"{record['parameters']:,}",
+        rows=rows,
+        has_score=bool(record["figures"]["accuracy"]),
         labels=record["labels"] if record["task"].endswith("classification") else [],
         module=module,
         runtime=runtime,
         example='"Who barks?", "The dog barks."' if record["task"] == "question-answering" else '"a text"',
         has_page=record["task"] == "text-classification",
-        texts=figures["texts"],
-        machine=f"{machine['cpu']} ({', '.join(machine['cpu_features'])})",
-        has_accuracy=bool(figures["accuracy"]),
-        rows=rows,
-        full_difference=f"{figures['full_difference']:.1e}",
-        full_agreement=f"{figures['full_agreement']:.2%}",
-        quantized_agreement=None if agreement is None else f"{agreement:.2%}",
-        problems=record["problems"],
     )
-    path = Path(folder) / "README.md"
-    write_atomically(path, str(card).encode())
-    return path
 
 
 def write_translator_export_card(folder: str | os.PathLike[str], record: dict[str, Any], model_name: str) -> Path:
     """The same as [`write_export_card`], of a translator."""
-    figures, machine = record["figures"], record["machine"]
-    rows = [
+    return _write_export_card(
+        folder,
+        record,
+        TRANSLATOR_EXPORT_TEMPLATE,
+        library_name="onnxruntime",
+        model_name=model_name,
+        rows=_export_rows(record["figures"], "bleu", ".1f"),
+        has_score=bool(record["figures"]["bleu"]),
+        num_beams=record["num_beams"],
+    )
+
+
+def _export_rows(figures: dict[str, Any], score: str, form: str) -> list[dict[str, str]]:
+    """A row for each contestant, the slowest first."""
+    return [
         {
             "name": name,
-            "milliseconds": f"{milliseconds:.1f}",
+            "milliseconds": f"{milliseconds:.2f}",
             "megabytes": f"{figures['megabytes'][name]:.1f}" if name in figures["megabytes"] else "",
-            "bleu": f"{figures['bleu'][name]:.1f}" if name in figures["bleu"] else "",
+            "score": format(figures[score][name], form) if name in figures[score] else "",
         }
         for name, milliseconds in sorted(figures["milliseconds"].items(), key=lambda item: -item[1])
     ]
+
+
+def _write_export_card(
+    folder: str | os.PathLike[str], record: dict[str, Any], template: Path, library_name: str, **facts: Any
+) -> Path:
+    figures, machine = record["figures"], record["machine"]
     agreement = figures["quantized_agreement"]
     card = ModelCard.from_template(
-        ModelCardData(library_name="onnxruntime", pipeline_tag=record["task"], tags=["chinchilla_hf", "onnx"]),
-        template_path=str(TRANSLATOR_EXPORT_TEMPLATE),
-        model_name=model_name,
+        ModelCardData(library_name=library_name, pipeline_tag=record["task"], tags=["chinchilla_hf", "onnx"]),
+        template_path=str(template),
         parameters=f"{record['parameters']:,}",
-        num_beams=record["num_beams"],
         texts=figures["texts"],
         machine=f"{machine['cpu']} ({', '.join(machine['cpu_features'])})",
-        has_bleu=bool(figures["bleu"]),
-        rows=rows,
         full_difference=f"{figures['full_difference']:.1e}",
         full_agreement=f"{figures['full_agreement']:.2%}",
         quantized_agreement=None if agreement is None else f"{agreement:.2%}",
         problems=record["problems"],
+        **facts,
     )
     path = Path(folder) / "README.md"
     write_atomically(path, str(card).encode())

@@ -80,7 +80,7 @@ def test_the_check_finds_no_difference(exported):
     models = {f"onnx/{part}{kind}.onnx" for part in ("encoder", "decoder") for kind in ("", "_quantized")}
     assert files == models | {"README.md", EXPORT_RECORD, "target_tokenizer.json", "tokenizer.json"}
     card = ModelCard.load(folder / "README.md")
-    assert f"| float32 | {figures.milliseconds['float32']:.1f} |" in card.text and "3 beams" in card.text
+    assert f"| float32 | {figures.milliseconds['float32']:.2f} |" in card.text and "3 beams" in card.text
 
 
 @pytest.mark.parametrize("num_beams", [1, 2, 4])
