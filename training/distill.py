@@ -12,7 +12,6 @@ was: repeat the command. The same student without distillation: --label_weight 1
 --augmented_copies 0.
 """
 
-import dataclasses
 import logging
 import sys
 from dataclasses import dataclass, field
@@ -21,7 +20,6 @@ from pathlib import Path
 import transformers
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -45,20 +43,18 @@ from chinchilla_hf.compression.distillation import (
     DistillationTrainer,
     label_columns,
     scores_of_teacher,
-    student_from_teacher,
     taught_splits,
 )
-from chinchilla_hf.conversion import load_or_convert
+from chinchilla_hf.compression.student_start import TeacherArguments, start_student
 from chinchilla_hf.data.labelled import LabelledData
 from chinchilla_hf.hub import check_access, push_folder
 from chinchilla_hf.metrics import classification_compute_metrics
-from chinchilla_hf.model_start import ScratchArguments, StartArguments, choose_max_length, start_model
+from chinchilla_hf.model_start import ScratchArguments, StartArguments, choose_max_length
 from chinchilla_hf.output_folder import claim_output_folder
 from chinchilla_hf.processes import closed_process_group
-from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
+from chinchilla_hf.recipes import one_line_errors, parse_recipe
 from chinchilla_hf.run_record import describe_model, describe_training
 from chinchilla_hf.training_arguments import choose_attention, result_neutral_options
-from chinchilla_hf.transfer import TransferArguments
 
 logger = logging.getLogger("distill")
 
@@ -66,20 +62,9 @@ DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "clinc150_student.yaml"
 
 
 @dataclass
-class TeacherArguments:
-    """Who teaches, and what the student has of it."""
+class CachedTeacherArguments(TeacherArguments):
+    """Who teaches, what the student has of it, and where what it says is kept."""
 
-    _argument_group_name = "Teacher"
-
-    teacher: str = field(
-        metadata={"help": "A text classifier of the same labels: a folder, a Hub name or package://NAME/PATH."}
-    )
-    teacher_layers: list[int] | None = field(
-        default=None, metadata={"help": "Layers of the teacher that the student begins with, from 0."}
-    )
-    intermediate_share: float = field(
-        default=1.0, metadata={"help": "Share of the neurons of these layers that the student has: the strongest."}
-    )
     teacher_cache_dir: str | None = field(
         default=None, metadata={"help": "Where the teacher's outputs are kept. Default: Hugging Face's cache."}
     )
@@ -100,28 +85,12 @@ class ModelArguments(StartArguments):
 
 OPTIONS = (
     LabelledArguments,
-    TeacherArguments,
+    CachedTeacherArguments,
     DistillationArguments,
     ModelArguments,
     ScratchArguments,
     ClassifierRunArguments,
 )
-
-
-def load_teacher(
-    options: TeacherArguments, data: LabelledData
-) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, list[int]]:
-    """The teacher, of our own kind if the student is to begin with its layers, and where it has the labels."""
-    location = resolve_location(options.teacher)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(location)
-        if options.teacher_layers is None:
-            teacher = AutoModelForSequenceClassification.from_pretrained(location)
-        else:
-            teacher = load_or_convert(location, ChinchillaForSequenceClassification)
-    except (OSError, ValueError) as error:  # no such place, or no whole checkpoint there
-        raise OSError(f"--teacher {options.teacher} cannot be loaded: {error}") from error
-    return tokenizer, teacher.float(), label_columns(teacher, data.label_names, data.problem_type)
 
 
 def make_student(
@@ -140,34 +109,23 @@ def make_student(
         fields["pooling"] = model_options.pooling
     train = data.splits["train"]
     text_columns = [column for column in ("text", "text_pair") if column in train.column_names]
-    texts = [text for column in text_columns for text in train[column]]
-    if options.teacher_layers is None:
-        if options.intermediate_share != 1:
-            raise ValueError("--intermediate_share is of the teacher's layers: give --teacher_layers, or leave it out")
-        return start_model(
-            ChinchillaForSequenceClassification, lambda: texts, model_options, shape, TransferArguments(), **fields
-        )
-    for option in dataclasses.fields(shape):
-        if getattr(shape, option.name) != option.default:
-            raise ValueError(f"--{option.name} is of a student from scratch, but --teacher_layers are given")
-    if model_options.model is not None:
-        raise ValueError("--model and --teacher_layers both say where the student starts: leave out one of them")
-    student, trimmed = student_from_teacher(
-        teacher, tokenizer, texts, options.teacher_layers, options.intermediate_share
+
+    def put_in_order(student: ChinchillaForSequenceClassification) -> None:
+        """The classifier's labels as those of the data."""
+        classifier = student.classifier
+        classifier.weight.data, classifier.bias.data = classifier.weight.data[columns], classifier.bias.data[columns]
+
+    return start_student(
+        ChinchillaForSequenceClassification,
+        lambda: (text for column in text_columns for text in train[column]),
+        teacher,
+        tokenizer,
+        options,
+        model_options,
+        shape,
+        change=put_in_order,
+        **fields,
     )
-    classifier = student.classifier
-    classifier.weight.data, classifier.bias.data = classifier.weight.data[columns], classifier.bias.data[columns]
-    for name, value in {**fields, **model_options.config_fields()}.items():
-        setattr(student.config, name, value)
-    origin = (
-        f"from the teacher's layers {', '.join(map(str, options.teacher_layers))}, with {len(trimmed):,} of its "
-        f"{len(tokenizer):,} tokens"
-    )
-    # Dropout is read when a module is made.
-    student = ChinchillaForSequenceClassification.from_pretrained(
-        None, config=student.config, state_dict=student.state_dict()
-    )
-    return trimmed, student, origin
 
 
 @closed_process_group()
@@ -184,7 +142,10 @@ def main() -> None:
         folder = Path(options.output_dir)
         data = load_data(data_options)
         record = start_record(data, data_options, (teaching, distillation, model_options, shape), options)
-        teacher_tokenizer, teacher, columns = load_teacher(teaching, data)
+        teacher_tokenizer, teacher = teaching.load(
+            ChinchillaForSequenceClassification, AutoModelForSequenceClassification
+        )
+        columns = label_columns(teacher, data.label_names, data.problem_type)
         tokenizer, student, origin = make_student(
             data, teacher, teacher_tokenizer, columns, teaching, model_options, shape
         )

@@ -22,33 +22,29 @@ import transformers
 from datasets import Dataset, DatasetDict
 from transformers import (
     AutoModel,
-    AutoTokenizer,
     EarlyStoppingCallback,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
     set_seed,
 )
 
 from chinchilla_hf import ChinchillaModel
-from chinchilla_hf.compression.distillation import student_from_teacher
 from chinchilla_hf.compression.encoder_distillation import (
     EncoderDistillationArguments,
     EncoderDistillationTrainer,
     pieces,
     similarity_correlation,
 )
+from chinchilla_hf.compression.student_start import TeacherArguments, start_student
 from chinchilla_hf.compression.token_states import OWN_POSITIONS, TokenTeacher, tokens_for_both
-from chinchilla_hf.conversion import load_or_convert
 from chinchilla_hf.data.corpora import Corpus, CorpusArguments
 from chinchilla_hf.hub import check_access, push_folder
 from chinchilla_hf.metrics import plot_loss_curve
-from chinchilla_hf.model_start import ScratchArguments, StartArguments, choose_max_length, start_model
+from chinchilla_hf.model_start import ScratchArguments, StartArguments, choose_max_length
 from chinchilla_hf.output_folder import RUN_RECORD, claim_output_folder, list_checkpoints, save_model_folder
 from chinchilla_hf.processes import closed_process_group
-from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
+from chinchilla_hf.recipes import one_line_errors, parse_recipe
 from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, describe_training
 from chinchilla_hf.training_arguments import FineTuningArguments, choose_attention, result_neutral_options
-from chinchilla_hf.transfer import TransferArguments
 
 logger = logging.getLogger("distill_encoder")
 
@@ -62,23 +58,6 @@ class DataArguments(CorpusArguments):
 
     max_documents: int | None = field(default=None, metadata={"help": "Only so many documents, for a quick trial."})
     validation_share: float = field(default=0.01, metadata={"help": "Share of the documents held out for validation."})
-
-
-@dataclass
-class TeacherArguments:
-    """Who teaches, and what the student has of it."""
-
-    _argument_group_name = "Teacher"
-
-    teacher: str = field(
-        metadata={"help": "An encoder or decoder of Transformers: a folder, a Hub name or package://NAME/PATH."}
-    )
-    teacher_layers: list[int] | None = field(
-        default=None, metadata={"help": "Layers of the teacher that the student begins with, from 0."}
-    )
-    intermediate_share: float = field(
-        default=1.0, metadata={"help": "Share of the neurons of these layers that the student has: the strongest."}
-    )
 
 
 @dataclass
@@ -112,51 +91,6 @@ OPTIONS = (
     ScratchArguments,
     RunArguments,
 )
-
-
-def load_teacher(options: TeacherArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The teacher and its tokenizer; the model is of our own kind if the student is to begin with its layers."""
-    location = resolve_location(options.teacher)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(location)
-        if options.teacher_layers is None:
-            teacher = AutoModel.from_pretrained(location)
-        else:
-            teacher = load_or_convert(location, ChinchillaModel)
-    except (OSError, ValueError) as error:  # no such place, or no whole checkpoint there
-        raise OSError(f"--teacher {options.teacher} cannot be loaded: {error}") from error
-    if tokenizer.pad_token is None:  # of decoders, whose texts in a batch are padded behind their end
-        tokenizer.pad_token = tokenizer.eos_token
-    return teacher.float(), tokenizer
-
-
-def make_student(
-    corpus: Corpus,
-    teacher: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    data: DataArguments,
-    options: TeacherArguments,
-    start: StartArguments,
-    shape: ScratchArguments,
-) -> tuple[PreTrainedTokenizerFast, ChinchillaModel, str]:
-    """The student before it learns, its tokenizer, and a line that says where they come from."""
-    if options.teacher_layers is None:
-        if options.intermediate_share != 1:
-            raise ValueError("--intermediate_share is of the teacher's layers: give --teacher_layers, or leave it out")
-        return start_model(
-            ChinchillaModel, lambda: islice(corpus.documents(), data.max_documents), start, shape, TransferArguments()
-        )
-    for option in dataclasses.fields(shape):
-        if getattr(shape, option.name) != option.default:
-            raise ValueError(f"--{option.name} is of a student from scratch, but --teacher_layers are given")
-    if start.model is not None:
-        raise ValueError("--model and --teacher_layers both say where the student starts: leave out one of them")
-    student, _ = student_from_teacher(teacher, tokenizer, None, options.teacher_layers, options.intermediate_share)
-    for name, value in start.config_fields().items():
-        setattr(student.config, name, value)
-    # Dropout is read when a module is made.
-    student = ChinchillaModel.from_pretrained(None, config=student.config, state_dict=student.state_dict())
-    return tokenizer, student, f"from the teacher's layers {', '.join(map(str, options.teacher_layers))}"
 
 
 def make_splits(
@@ -218,8 +152,17 @@ def main() -> None:
     with one_line_errors():
         folder = Path(options.output_dir)
         corpus = data.corpus()
-        teacher, teacher_tokenizer = load_teacher(teaching)
-        tokenizer, student, origin = make_student(corpus, teacher, teacher_tokenizer, data, teaching, start, shape)
+        teacher_tokenizer, teacher = teaching.load(ChinchillaModel, AutoModel)
+        tokenizer, student, origin = start_student(
+            ChinchillaModel,
+            lambda: islice(corpus.documents(), data.max_documents),
+            teacher,
+            teacher_tokenizer,
+            teaching,
+            start,
+            shape,
+            trims=False,
+        )
         max_length = choose_max_length(start, tokenizer, student.config)
         token_teacher = TokenTeacher(
             teacher,
