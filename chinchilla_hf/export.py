@@ -204,11 +204,17 @@ def quantize_weights(full: Path, path: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        prepared = Path(scratch) / "prepared.onnx"
-        quant_pre_process(str(full), str(prepared), skip_symbolic_shape=True)
-        # Signed weights are twice as fast as unsigned ones where the processor has VNNI.
-        quantize_dynamic(str(prepared), str(path), weight_type=QuantType.QInt8)
+    root = logging.getLogger()  # which ONNX Runtime writes a line for every tensor to
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            prepared = Path(scratch) / "prepared.onnx"
+            quant_pre_process(str(full), str(prepared), skip_symbolic_shape=True)
+            # Signed weights are twice as fast as unsigned ones where the processor has VNNI.
+            quantize_dynamic(str(prepared), str(path), weight_type=QuantType.QInt8)
+    finally:
+        root.setLevel(level)
 
 
 def write_models(
