@@ -162,6 +162,20 @@ def check_texts_and_packages(texts: Sequence[Any]) -> None:
         raise ValueError("there are no texts to compare the export by: give some of the task")
 
 
+def export_folder(model: str, output_dir: str | None) -> Path:
+    """
+    Where a script puts the export of `model`: where it is told to, or into the checkpoint's folder.
+
+    Raises:
+        ValueError: the model is no folder here, and nothing else was said.
+    """
+    if output_dir is not None:
+        return Path(output_dir)
+    if not Path(model).is_dir():
+        raise ValueError(f"--model {model} is no folder that the export could be put into: give --output_dir")
+    return Path(model) / "export"
+
+
 @contextlib.contextmanager
 def new_export(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """

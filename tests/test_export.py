@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,6 +166,13 @@ def test_int8_alone_and_what_a_page_needs(exported, tokenizer, tmp_path):
         assert (tmp_path / "export" / "transformers.js" / path.name).read_text() == path.name
     with pytest.raises(ValueError, match="keep_full is False, but without quantize there is no other model"):
         export_classifier(model, tokenizer, tmp_path / "export", TEXTS, quantize=False, keep_full=False)
+
+
+def test_where_an_export_goes(tmp_path):
+    assert export.export_folder("me/model", "served") == Path("served")
+    assert export.export_folder(str(tmp_path), None) == tmp_path / "export"
+    with pytest.raises(ValueError, match="--model me/model is no folder that the export could be put into: give --out"):
+        export.export_folder("me/model", None)
 
 
 def test_a_folder_of_something_else_stays_as_it_is(exported, tokenizer, tmp_path):

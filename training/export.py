@@ -21,7 +21,7 @@ from chinchilla_hf import ChinchillaForSequenceClassification
 from chinchilla_hf.classification import LabelledArguments, load_data
 from chinchilla_hf.compression.distillation import label_columns
 from chinchilla_hf.conversion import load_or_convert
-from chinchilla_hf.export import ExportFigures, export_classifier
+from chinchilla_hf.export import ExportFigures, export_classifier, export_folder
 from chinchilla_hf.recipes import one_line_errors, parse_options, resolve_location
 
 
@@ -86,7 +86,7 @@ def main() -> None:
             texts = list(zip(texts, test["text_pair"][:], strict=True))
         has_classes = data.problem_type == "single_label_classification"
         labels = [columns[label] for label in test["labels"][:]] if has_classes else None
-        folder = Path(options.output_dir or Path(options.model) / "export")
+        folder = export_folder(options.model, options.output_dir)
         figures = export_classifier(
             model,
             tokenizer,

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from chinchilla_hf import ChinchillaForQuestionAnswering, ChinchillaForTokenClassification, ChinchillaModel
 from chinchilla_hf.conversion import load_or_convert
-from chinchilla_hf.export import ExportFigures
+from chinchilla_hf.export import ExportFigures, export_folder
 from chinchilla_hf.export_encoder import HEADS, export_encoder
 from chinchilla_hf.recipes import one_line_errors, parse_options, resolve_location
 
@@ -86,7 +86,7 @@ def main() -> None:
             texts = [tuple(line.split("\t", 1)) for line in texts]
             if any(len(pair) < 2 for pair in texts):
                 raise ValueError(f"a line of --texts {options.texts} has no tab between a question and a context")
-        folder = Path(options.output_dir or Path(options.model) / "export")
+        folder = export_folder(options.model, options.output_dir)
         figures = export_encoder(
             model.float(),
             tokenizer,

@@ -16,6 +16,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from chinchilla_hf import ChinchillaForConditionalGeneration
+from chinchilla_hf.export import export_folder
 from chinchilla_hf.export_translation import TranslatorFigures, export_translator
 from chinchilla_hf.output_folder import TARGET_TOKENIZER
 from chinchilla_hf.recipes import one_line_errors, parse_options, resolve_location
@@ -76,7 +77,7 @@ def main() -> None:
             target = None if separate is None else AutoTokenizer.from_pretrained(location, subfolder=separate)
         except (OSError, ValueError) as error:  # no such place, or no whole checkpoint there
             raise OSError(f"--model {options.model} cannot be loaded: {error}") from error
-        folder = Path(options.output_dir or Path(options.model) / "export")
+        folder = export_folder(options.model, options.output_dir)
         figures = export_translator(
             model,
             tokenizer,
