@@ -62,7 +62,8 @@ class ExportFigures:
         texts: that were compared.
         full_difference: largest difference of a float32 score from torch's.
         full_agreement: share of the texts of which float32 says what torch says.
-        quantized_agreement: share of the texts of which int8 says what float32 says; not of numbers.
+        quantized_agreement: share of the texts of which int8 says what float32 says; not of numbers; of vectors, the
+            mean cosine of both.
         accuracy: of torch, float32 and int8, where the texts have labels.
         milliseconds: the median time for one text, on one thread.
         megabytes: of the two models.

@@ -305,6 +305,7 @@ def write_export_card(folder: str | os.PathLike[str], record: dict[str, Any], mo
         runtime=runtime,
         example='"Who barks?", "The dog barks."' if record["task"] == "question-answering" else '"a text"',
         has_page=record["task"] == "text-classification",
+        has_vectors=record["task"] == "feature-extraction",
     )
 
 
