@@ -100,9 +100,8 @@ def main() -> None:
             force=options.force,
         )
     runtime = HEADS[kind][0]
-    print(
-        f"\n{report(figures, kind is ChinchillaModel)}\n\nthe export is in {folder}: {runtime.__module__}.{runtime.__name__}('{folder}')"
-    )
+    where = f"the export is in {folder}: {runtime.__module__}.{runtime.__name__}('{folder}')"
+    print(f"\n{report(figures, kind is ChinchillaModel)}\n\n{where}")
 
 
 if __name__ == "__main__":
