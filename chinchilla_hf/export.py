@@ -121,9 +121,7 @@ def export_classifier(
         ImportError: a package of the extra `export` is missing.
         ValueError: no texts, or neither model is to be left.
     """
-    check_texts_and_packages(texts)
-    if not (quantize or keep_full):
-        raise ValueError("keep_full is False, but without quantize there is no other model: leave one of them True")
+    check_request(texts, quantize, keep_full)
     check_formats(formats)
     of_browser = [] if transformers_js is None else _browser_files(Path(transformers_js))
     with new_export(folder) as staging:
@@ -136,23 +134,52 @@ def export_classifier(
             runners = write_format(name, model, tokenizer, staging, max_length_of(model, tokenizer))
             figures.others |= check_format(runners, model, tokenizer, texts)
         problems = problems_of(figures, largest_loss)
-        if problems and not force:
-            raise ExportRefusedError(f"{'; '.join(problems)}: nothing was written (force writes it all the same)")
-        for problem in problems:
-            logger.warning("%s", problem)
-        record = write_record(model, tokenizer, staging, OnnxTextClassifier.task, figures, problems)
-        write_export_card(staging, record, model_name or type(model).__name__)
-        if not keep_full:
-            (staging / FULL).unlink()
+        finish_encoder(
+            model, tokenizer, staging, OnnxTextClassifier.task, figures, problems, keep_full, model_name, force
+        )
     return figures
 
 
-def check_texts_and_packages(texts: Sequence[Any]) -> None:
+def finish_encoder(
+    model: ChinchillaPreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    staging: Path,
+    task: str,
+    figures: ExportFigures,
+    problems: list[str],
+    keep_full: bool,
+    model_name: str | None,
+    force: bool,
+) -> None:
+    """What is left to do of a checked export: record and card, unless it is refused."""
+    refuse(problems, force)
+    record = write_record(model, tokenizer, staging, task, figures, problems)
+    write_export_card(staging, record, model_name or type(model).__name__)
+    if not keep_full:
+        (staging / FULL).unlink()
+
+
+def refuse(problems: Sequence[str], force: bool) -> None:
+    """
+    Say what is wrong with an export, as a warning if it is to be written all the same.
+
+    Raises:
+        ExportRefusedError: there are problems, and no force.
+    """
+    if problems and not force:
+        raise ExportRefusedError(f"{'; '.join(problems)}: nothing was written (force writes it all the same)")
+    for problem in problems:
+        logger.warning("%s", problem)
+
+
+def check_request(texts: Sequence[Any], quantize: bool = True, keep_full: bool = True) -> None:
     """
     Raises:
         ImportError: a package of the extra `export` is missing.
-        ValueError: no texts.
+        ValueError: no texts, or neither model is to be left.
     """
+    if not (quantize or keep_full):
+        raise ValueError("keep_full is False, but without quantize there is no other model: leave one of them True")
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -402,19 +429,11 @@ def median_milliseconds(
 
 
 def problems_of(figures: ExportFigures, largest_loss: float) -> list[str]:
-    """What an export promises and this one does not keep."""
-    problems = []
-    if figures.full_difference > LARGEST_DIFFERENCE:
-        problems.append(
-            f"a float32 score differs from torch's by {figures.full_difference:.1e}, expected at most "
-            f"{LARGEST_DIFFERENCE:.0e}"
-        )
+    """What the export of an encoder promises and this one does not keep."""
+    problems = common_problems(figures.full_difference, figures.milliseconds)
     for name, values in figures.others.items():
         if name.endswith("float32") and values["difference"] > LARGEST_DIFFERENCE:
-            problems.append(
-                f"a score of {name} differs from torch's by {values['difference']:.1e}, expected at most "
-                f"{LARGEST_DIFFERENCE:.0e}"
-            )
+            problems.append(_difference_of(f"a score of {name}", values["difference"]))
     if figures.full_agreement < 1:
         problems.append(f"float32 says what torch says of {figures.full_agreement:.2%} of the texts, expected of all")
     if "int8" in figures.accuracy and figures.accuracy["float32"] - figures.accuracy["int8"] > largest_loss:
@@ -422,9 +441,20 @@ def problems_of(figures: ExportFigures, largest_loss: float) -> list[str]:
             f"int8 has an accuracy of {figures.accuracy['int8']:.4f} and float32 {figures.accuracy['float32']:.4f}, "
             f"expected a loss of at most {largest_loss:g}"
         )
-    if "int8" in figures.milliseconds and figures.milliseconds["int8"] >= figures.milliseconds["float32"]:
+    return problems
+
+
+def common_problems(full_difference: float, milliseconds: dict[str, float]) -> list[str]:
+    """What no export may do: give other scores in float32, or be no faster in int8."""
+    problems = []
+    if full_difference > LARGEST_DIFFERENCE:
+        problems.append(_difference_of("a float32 score", full_difference))
+    if "int8" in milliseconds and milliseconds["int8"] >= milliseconds["float32"]:
         problems.append(
-            f"int8 takes {figures.milliseconds['int8']:.2f} ms a text and float32 "
-            f"{figures.milliseconds['float32']:.2f}, expected less"
+            f"int8 takes {milliseconds['int8']:.2f} ms a text and float32 {milliseconds['float32']:.2f}, expected less"
         )
     return problems
+
+
+def _difference_of(what: str, difference: float) -> str:
+    return f"{what} differs from torch's by {difference:.1e}, expected at most {LARGEST_DIFFERENCE:.0e}"

@@ -6,7 +6,6 @@ The folder is that of `chinchilla_hf.export`, without a page. It is checked on t
 what torch gives, and int8 has to be faster; how far it agrees stands in `export.json` and in the card.
 """
 
-import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -17,8 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from .export import (
     ExportFigures,
-    ExportRefusedError,
-    check_texts_and_packages,
+    check_request,
+    finish_encoder,
     megabytes_of,
     milliseconds_of,
     new_export,
@@ -27,18 +26,15 @@ from .export import (
     write_models,
     write_record,
 )
-from .model_card import write_export_card
 from .modeling_chinchilla import (
     ChinchillaForQuestionAnswering,
     ChinchillaForTokenClassification,
     ChinchillaModel,
     ChinchillaPreTrainedModel,
 )
-from .runtime import FULL, OnnxEncoder
+from .runtime import OnnxEncoder
 from .runtime_answering import OnnxQuestionAnswerer
 from .runtime_encoder import OnnxTextEncoder, OnnxTokenClassifier
-
-logger = logging.getLogger(__name__)
 
 # The class of a model -> what runs its export, and what transformers.js takes it for.
 HEADS: dict[type[ChinchillaPreTrainedModel], tuple[type[OnnxEncoder], str]] = {
@@ -85,9 +81,7 @@ def export_encoder(
     if type(model) not in HEADS:
         known = ", ".join(kind.__name__ for kind in HEADS)
         raise TypeError(f"a {type(model).__name__} cannot be exported here, expected one of {known}")
-    check_texts_and_packages(texts)
-    if not (quantize or keep_full):
-        raise ValueError("keep_full is False, but without quantize there is no other model: leave one of them True")
+    check_request(texts, quantize, keep_full)
     runtime, architecture = HEADS[type(model)]
     with new_export(folder) as staging:
         write_models(model, tokenizer, staging, quantize)
@@ -95,15 +89,8 @@ def export_encoder(
         write_record(model, tokenizer, staging, runtime.task)  # the runtime reads it
         names = ["float32", "int8"] if quantize else ["float32"]
         figures = _check(model, tokenizer, runtime, staging, names, texts)
-        problems = problems_of(figures, largest_loss=0)
-        if problems and not force:
-            raise ExportRefusedError(f"{'; '.join(problems)}: nothing was written (force writes it all the same)")
-        for problem in problems:
-            logger.warning("%s", problem)
-        record = write_record(model, tokenizer, staging, runtime.task, figures, problems)
-        write_export_card(staging, record, model_name or type(model).__name__)
-        if not keep_full:
-            (staging / FULL).unlink()
+        problems = problems_of(figures, largest_loss=0)  # there are no labels, and so no accuracy to lose
+        finish_encoder(model, tokenizer, staging, runtime.task, figures, problems, keep_full, model_name, force)
     return figures
 
 

@@ -24,12 +24,12 @@ from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedTokenizerFast
 
 from .export import (
-    LARGEST_DIFFERENCE,
-    ExportRefusedError,
-    check_texts_and_packages,
+    check_request,
+    common_problems,
     median_milliseconds,
     new_export,
     quantize_weights,
+    refuse,
     write_onnx,
 )
 from .model_card import write_translator_export_card
@@ -167,7 +167,7 @@ def export_translator(
         ImportError: a package of the extra `export` is missing.
         ValueError: no texts, not as many references, or a way of generating that the runtime does not know.
     """
-    check_texts_and_packages(texts)
+    check_request(texts)
     if references is not None and len(references) != len(texts):
         raise ValueError(f"there are {len(texts)} texts, but {len(references)} references")
     generation = model.generation_config
@@ -187,8 +187,7 @@ def export_translator(
         _write_record(staging, record)  # the runtime reads it
         figures = check_translator(model, tokenizer, staging, texts, references, target_tokenizer)
         problems = _problems(figures, largest_loss)
-        if problems and not force:
-            raise ExportRefusedError(f"{'; '.join(problems)}: nothing was written (force writes it all the same)")
+        refuse(problems, force)
         record |= {"figures": dataclasses.asdict(figures), "problems": problems}
         _write_record(staging, record)
         write_translator_export_card(staging, record, model_name or type(model).__name__)
@@ -308,22 +307,12 @@ def _difference(
 
 def _problems(figures: TranslatorFigures, largest_loss: float) -> list[str]:
     """What an export promises and this one does not keep."""
-    problems = []
-    if figures.full_difference > LARGEST_DIFFERENCE:
-        problems.append(
-            f"a float32 score differs from torch's by {figures.full_difference:.1e}, expected at most "
-            f"{LARGEST_DIFFERENCE:.0e}"
-        )
+    problems = common_problems(figures.full_difference, figures.milliseconds)
     if figures.full_agreement < 1:
         problems.append(f"float32 translates {figures.full_agreement:.2%} of the texts as torch does, expected all")
     if "int8" in figures.bleu and figures.bleu["float32"] - figures.bleu["int8"] > largest_loss:
         problems.append(
             f"int8 has a BLEU of {figures.bleu['int8']:.2f} and float32 {figures.bleu['float32']:.2f}, expected a loss "
             f"of at most {largest_loss:g}"
-        )
-    if "int8" in figures.milliseconds and figures.milliseconds["int8"] >= figures.milliseconds["float32"]:
-        problems.append(
-            f"int8 takes {figures.milliseconds['int8']:.1f} ms a text and float32 "
-            f"{figures.milliseconds['float32']:.1f}, expected less"
         )
     return problems

@@ -3,11 +3,14 @@
 import contextlib
 import ctypes
 import gc
+import logging
 import os
 import traceback
 from collections.abc import Iterator
 
 import torch.distributed
+from transformers import TrainingArguments, set_seed
+from transformers.utils.logging import set_verbosity
 
 
 @contextlib.contextmanager
@@ -29,6 +32,15 @@ def closed_process_group() -> Iterator[None]:
         if torch.distributed.is_initialized():
             gc.collect()
             torch.distributed.destroy_process_group()
+
+
+def start_script(options: TrainingArguments) -> bool:
+    """Set up logs and seed as `options` say; whether this is the main process."""
+    level = options.get_process_log_level()
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=level)
+    set_verbosity(level)
+    set_seed(options.seed)
+    return options.process_index == 0
 
 
 # Options of glibc's mallopt(3).

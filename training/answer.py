@@ -21,13 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import transformers
 from transformers import (
     AutoTokenizer,
     EarlyStoppingCallback,
     EvalPrediction,
     PreTrainedTokenizerBase,
-    set_seed,
 )
 
 from chinchilla_hf import ChinchillaForQuestionAnswering
@@ -42,7 +40,7 @@ from chinchilla_hf.output_folder import (
     list_checkpoints,
     save_model_folder,
 )
-from chinchilla_hf.processes import closed_process_group, keep_freed_memory
+from chinchilla_hf.processes import closed_process_group, keep_freed_memory, start_script
 from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
 from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, describe_training
 from chinchilla_hf.trainer import QuestionAnsweringTrainer
@@ -214,12 +212,7 @@ def report(scores: dict[str, dict[str, float]]) -> str:
 @closed_process_group()
 def main() -> None:
     data_options, model_options, transfer, options = parse_recipe(OPTIONS, DEFAULT_RECIPE, __doc__)
-    logging.basicConfig(
-        format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=options.get_process_log_level()
-    )
-    transformers.utils.logging.set_verbosity(options.get_process_log_level())
-    set_seed(options.seed)
-    main_process = options.process_index == 0
+    main_process = start_script(options)
     if options.device.type == "cpu":
         keep_freed_memory()
 

@@ -17,8 +17,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import transformers
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, set_seed
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from chinchilla_hf import ChinchillaForSequenceClassification
 from chinchilla_hf.classification import (
@@ -41,7 +40,7 @@ from chinchilla_hf.metrics import (
 )
 from chinchilla_hf.model_start import ScratchArguments, StartArguments, choose_max_length, start_model
 from chinchilla_hf.output_folder import RUN_RECORD, claim_output_folder
-from chinchilla_hf.processes import closed_process_group
+from chinchilla_hf.processes import closed_process_group, start_script
 from chinchilla_hf.recipes import one_line_errors, parse_recipe
 from chinchilla_hf.run_record import describe_model, describe_training
 from chinchilla_hf.trainer import FineTuningTrainer
@@ -120,12 +119,7 @@ def build_tokenizer_and_model(
 @closed_process_group()
 def main() -> None:
     data_options, model_options, shape, transfer, options = parse_recipe(OPTIONS, DEFAULT_RECIPE, __doc__)
-    logging.basicConfig(
-        format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=options.get_process_log_level()
-    )
-    transformers.utils.logging.set_verbosity(options.get_process_log_level())
-    set_seed(options.seed)
-    main_process = options.process_index == 0
+    main_process = start_script(options)
 
     # Everything that can be wrong with the input shows here, before any long work.
     with one_line_errors():

@@ -17,13 +17,11 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import transformers
 from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    set_seed,
 )
 
 from chinchilla_hf import ChinchillaForSequenceClassification
@@ -51,7 +49,7 @@ from chinchilla_hf.hub import check_access, push_folder
 from chinchilla_hf.metrics import classification_compute_metrics
 from chinchilla_hf.model_start import ScratchArguments, StartArguments, choose_max_length
 from chinchilla_hf.output_folder import claim_output_folder
-from chinchilla_hf.processes import closed_process_group
+from chinchilla_hf.processes import closed_process_group, start_script
 from chinchilla_hf.recipes import one_line_errors, parse_recipe
 from chinchilla_hf.run_record import describe_model, describe_training
 from chinchilla_hf.training_arguments import choose_attention, result_neutral_options
@@ -131,12 +129,7 @@ def make_student(
 @closed_process_group()
 def main() -> None:
     data_options, teaching, distillation, model_options, shape, options = parse_recipe(OPTIONS, DEFAULT_RECIPE, __doc__)
-    logging.basicConfig(
-        format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=options.get_process_log_level()
-    )
-    transformers.utils.logging.set_verbosity(options.get_process_log_level())
-    set_seed(options.seed)
-    main_process = options.process_index == 0
+    main_process = start_script(options)
 
     with one_line_errors():
         folder = Path(options.output_dir)
@@ -149,7 +142,7 @@ def main() -> None:
         tokenizer, student, origin = make_student(
             data, teacher, teacher_tokenizer, columns, teaching, model_options, shape
         )
-        token_teacher = distillation.token_teacher(teacher, student)
+        token_teacher = distillation.token_teacher(teacher, student) if distillation.of_tokens else None
         max_length = choose_max_length(model_options, tokenizer, student.config)
         record.model = describe_model(student, model_options.model)
         record.model["teacher"] = describe_model(teacher, teaching.teacher)

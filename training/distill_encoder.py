@@ -11,20 +11,17 @@ it. An interrupted run goes on where it was: repeat the command.
 """
 
 import dataclasses
-import logging
 import shutil
 import sys
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-import transformers
 from datasets import Dataset, DatasetDict
 from transformers import (
     AutoModel,
     EarlyStoppingCallback,
     PreTrainedTokenizerFast,
-    set_seed,
 )
 
 from chinchilla_hf import ChinchillaModel
@@ -35,18 +32,17 @@ from chinchilla_hf.compression.encoder_distillation import (
     similarity_correlation,
 )
 from chinchilla_hf.compression.student_start import TeacherArguments, start_student
-from chinchilla_hf.compression.token_states import OWN_POSITIONS, TokenTeacher, tokens_for_both
+from chinchilla_hf.compression.token_states import OWN_POSITIONS, tokens_for_both
 from chinchilla_hf.data.corpora import Corpus, CorpusArguments
+from chinchilla_hf.data.token_store import whole_text_tokenizer
 from chinchilla_hf.hub import check_access, push_folder
 from chinchilla_hf.metrics import plot_loss_curve
 from chinchilla_hf.model_start import ScratchArguments, StartArguments, choose_max_length
 from chinchilla_hf.output_folder import RUN_RECORD, claim_output_folder, list_checkpoints, save_model_folder
-from chinchilla_hf.processes import closed_process_group
+from chinchilla_hf.processes import closed_process_group, start_script
 from chinchilla_hf.recipes import one_line_errors, parse_recipe
 from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, describe_training
 from chinchilla_hf.training_arguments import FineTuningArguments, choose_attention, result_neutral_options
-
-logger = logging.getLogger("distill_encoder")
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "minilm_student.yaml"
 COMPARED_TEXTS = 500
@@ -95,18 +91,19 @@ OPTIONS = (
 
 def make_splits(
     corpus: Corpus,
+    fingerprint: str,
     data: DataArguments,
     tokenizer: PreTrainedTokenizerFast,
     teacher_tokenizer: PreTrainedTokenizerFast,
     max_length: int,
 ) -> tuple[DatasetDict, list[str]]:
     """Token ids for both, of the pieces to train on and to validate on; and some of the latter as text."""
-    fingerprint = corpus.fingerprint()
 
     def generate(fingerprint: str, rules: str, max_length: int, share: float, max_documents: int | None):
         yield from pieces(islice(corpus.documents(), max_documents), tokenizer, max_length, share)
 
-    known = {"fingerprint": fingerprint, "rules": tokenizer.backend_tokenizer.to_str(), "max_length": max_length}
+    rules = whole_text_tokenizer(tokenizer.backend_tokenizer.to_str()).to_str()
+    known = {"fingerprint": fingerprint, "rules": rules, "max_length": max_length}
     known |= {"share": data.validation_share, "max_documents": data.max_documents}
     found = Dataset.from_generator(generate, gen_kwargs=known)  # kept on disk, by the hash of these
     splits = DatasetDict(
@@ -142,12 +139,7 @@ def make_splits(
 @closed_process_group()
 def main() -> None:
     data, teaching, distillation, start, shape, options = parse_recipe(OPTIONS, DEFAULT_RECIPE, __doc__)
-    logging.basicConfig(
-        format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=options.get_process_log_level()
-    )
-    transformers.utils.logging.set_verbosity(options.get_process_log_level())
-    set_seed(options.seed)
-    main_process = options.process_index == 0
+    main_process = start_script(options)
 
     with one_line_errors():
         folder = Path(options.output_dir)
@@ -164,15 +156,10 @@ def main() -> None:
             trims=False,
         )
         max_length = choose_max_length(start, tokenizer, student.config)
-        token_teacher = TokenTeacher(
-            teacher,
-            student,
-            distillation.hidden_weight,
-            distillation.attention_weight,
-            distillation.relation_heads,
-        )
+        token_teacher = distillation.token_teacher(teacher, student)
+        fingerprint = corpus.fingerprint()
         with options.main_process_first(local=False, desc="tokenizing"):
-            splits, compared = make_splits(corpus, data, tokenizer, teacher_tokenizer, max_length)
+            splits, compared = make_splits(corpus, fingerprint, data, tokenizer, teacher_tokenizer, max_length)
         record = RunRecord(
             task="feature-extraction",
             arguments={
@@ -183,7 +170,7 @@ def main() -> None:
             | options.to_dict(),
             data={
                 "name": data.dataset,
-                "fingerprint": corpus.fingerprint(),
+                "fingerprint": fingerprint,
                 "rows": {name: len(split) for name, split in splits.items()},
             },
             model=describe_model(student, start.model) | {"teacher": describe_model(teacher, teaching.teacher)},

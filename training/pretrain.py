@@ -21,8 +21,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import transformers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast, set_seed
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from chinchilla_hf import (
     ChinchillaConfig,
@@ -52,7 +51,7 @@ from chinchilla_hf.output_folder import (
     list_checkpoints,
     save_model_folder,
 )
-from chinchilla_hf.processes import closed_process_group, keep_freed_memory
+from chinchilla_hf.processes import closed_process_group, keep_freed_memory, start_script
 from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
 from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, peak_memory_bytes
 from chinchilla_hf.scaling.flops import pretraining_step
@@ -350,12 +349,7 @@ def labelled_share(objective: ObjectiveArguments, rows: PackedRows) -> float:
 @closed_process_group()
 def main() -> None:
     data, objective, model_options, shape, options = parse_recipe(OPTIONS, DEFAULT_RECIPE, __doc__)
-    logging.basicConfig(
-        format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=options.get_process_log_level()
-    )
-    transformers.utils.logging.set_verbosity(options.get_process_log_level())
-    set_seed(options.seed)
-    main_process = options.process_index == 0
+    main_process = start_script(options)
     if options.device.type == "cpu":
         keep_freed_memory()
 

@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import transformers
 from datasets import Dataset
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase, set_seed
 
@@ -67,7 +66,7 @@ from chinchilla_hf.output_folder import (
     list_checkpoints,
     save_model_folder,
 )
-from chinchilla_hf.processes import closed_process_group
+from chinchilla_hf.processes import closed_process_group, start_script
 from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
 from chinchilla_hf.run_record import describe_model, describe_training
 from chinchilla_hf.scaling.flops import blocks_forward
@@ -207,12 +206,7 @@ def mean_length(data: LabelledData, tokenizer: PreTrainedTokenizerBase, max_leng
 @closed_process_group()
 def main() -> None:
     data_options, pruning, distillation, options = parse_recipe(OPTIONS, DEFAULT_RECIPE, __doc__)
-    logging.basicConfig(
-        format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=options.get_process_log_level()
-    )
-    transformers.utils.logging.set_verbosity(options.get_process_log_level())
-    set_seed(options.seed)
-    main_process = options.process_index == 0
+    main_process = start_script(options)
 
     with one_line_errors():
         folder = Path(options.output_dir)
@@ -251,9 +245,8 @@ def main() -> None:
         if begin > target:  # whether the target can be met
             choose_parts(model.config, magnitude_scores(model), target / begin, length)
         record.training["target_share"] = target
-        token_teacher = distillation.token_teacher(whole, model)
-        if token_teacher is not None:  # it can be made; every stage has its own
-            token_teacher.release()
+        if distillation.of_tokens:  # whether it can be made; every stage has its own
+            distillation.token_teacher(whole, model).release()
         record.model = describe_model(model, pruning.model)
         record.model["teacher"] = describe_model(whole, pruning.model)
         with options.main_process_first(desc="claiming the output folder"):
@@ -320,7 +313,7 @@ def main() -> None:
             model,
             of_stage,
             distillation=distillation,
-            token_teacher=distillation.token_teacher(whole, model),
+            token_teacher=distillation.token_teacher(whole, model) if distillation.of_tokens else None,
             teacher_tokenizer=whole_tokenizer,
             train_dataset=splits["train"],
             eval_dataset=splits["validation"],

@@ -19,12 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import transformers
 from transformers import (
     DataCollatorForTokenClassification,
     EarlyStoppingCallback,
     PreTrainedTokenizerBase,
-    set_seed,
 )
 
 from chinchilla_hf import ChinchillaForTokenClassification
@@ -42,7 +40,7 @@ from chinchilla_hf.metrics import tag_sequences, tagging_compute_metrics, taggin
 from chinchilla_hf.model_card import write_tagging_card
 from chinchilla_hf.model_start import ScratchArguments, StartArguments, choose_max_length, start_model
 from chinchilla_hf.output_folder import RUN_RECORD, claim_output_folder, list_checkpoints, save_model_folder
-from chinchilla_hf.processes import closed_process_group
+from chinchilla_hf.processes import closed_process_group, start_script
 from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
 from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, describe_training, scores_of
 from chinchilla_hf.trainer import FineTuningTrainer
@@ -196,12 +194,7 @@ def report(scores: dict[str, Any]) -> str:
 @closed_process_group()
 def main() -> None:
     data_options, model_options, shape, transfer, options = parse_recipe(OPTIONS, DEFAULT_RECIPE, __doc__)
-    logging.basicConfig(
-        format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=options.get_process_log_level()
-    )
-    transformers.utils.logging.set_verbosity(options.get_process_log_level())
-    set_seed(options.seed)
-    main_process = options.process_index == 0
+    main_process = start_script(options)
 
     # Everything that can be wrong with the input shows here, before any long work.
     with one_line_errors():

@@ -24,10 +24,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import transformers
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import EvalPrediction, GenerationConfig, PreTrainedTokenizerBase, pipeline, set_seed
+from transformers import EvalPrediction, GenerationConfig, PreTrainedTokenizerBase, pipeline
 
 from chinchilla_hf import (
     ChinchillaConfig,
@@ -51,7 +50,7 @@ from chinchilla_hf.output_folder import (
     list_checkpoints,
     save_model_folder,
 )
-from chinchilla_hf.processes import closed_process_group, keep_freed_memory
+from chinchilla_hf.processes import closed_process_group, keep_freed_memory, start_script
 from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
 from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, peak_memory_bytes, write_atomically
 from chinchilla_hf.trainer import TranslationTrainer
@@ -334,15 +333,10 @@ def use_better_average(trainer: TranslationTrainer, checkpoints: list[Path]) -> 
 @closed_process_group()
 def main() -> None:
     data_options, model_options, translating, options = parse_recipe(OPTIONS, DEFAULT_RECIPE, __doc__)
-    logging.basicConfig(
-        format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=options.get_process_log_level()
-    )
-    transformers.utils.logging.set_verbosity(options.get_process_log_level())
+    main_process = start_script(options)
     if translating.translate is not None:
         translate_file(translating)
         return
-    set_seed(options.seed)
-    main_process = options.process_index == 0
     if options.device.type == "cpu":
         keep_freed_memory()
 

@@ -35,11 +35,18 @@ from transformers.trainer_utils import PredictionOutput
 
 from ..classification import tokenize
 from ..data.labelled import LabelledData
+from ..data.token_store import whole_text_tokenizer
 from ..metrics import check_problem_type, predictions_from_logits, text_metrics
 from ..modeling_chinchilla import ChinchillaPreTrainedModel
-from ..trainer import FineTuningTrainer
 from .pruning import BlockParts, keep_layers, magnitude_scores, prune
-from .token_states import COLUMNS, OWN_POSITIONS, TaughtCollator, TokenTeacher, tokens_for_both
+from .token_states import (
+    COLUMNS,
+    OWN_POSITIONS,
+    StateArguments,
+    TokenTaughtTrainer,
+    TokenTeacher,
+    tokens_for_both,
+)
 from .vocabulary import trim_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -50,10 +57,8 @@ Student = TypeVar("Student", bound=ChinchillaPreTrainedModel)
 
 
 @dataclass
-class DistillationArguments:
+class DistillationArguments(StateArguments):
     """What a student learns from its teacher."""
-
-    _argument_group_name = "Distillation"
 
     temperature: float = field(
         default=2.0, metadata={"help": "Divides the scores of both: above 1, what is unlikely counts more."}
@@ -61,46 +66,18 @@ class DistillationArguments:
     label_weight: float = field(
         default=0.1, metadata={"help": "Share of the labels in the loss, 0 to 1; the teacher's scores have the rest."}
     )
-    relation_weight: float = field(
-        default=1.0, metadata={"help": "Weight of how like the texts of a batch are to each other; 0: leave it out."}
-    )
-    hidden_weight: float = field(
-        default=0.0,
-        metadata={"help": "Weight of the tokens' hidden states, which learned projections map to the teacher's."},
-    )
-    attention_weight: float = field(
-        default=0.0,
-        metadata={"help": "Weight of how the last layer's queries, keys and values relate to each other."},
-    )
-    relation_heads: int | None = field(
-        default=None,
-        metadata={"help": "Parts of a vector for --attention_weight. Default: up to the teacher's heads, what fits."},
-    )
     augmented_copies: int = field(
         default=10, metadata={"help": "Texts that are made of every training text, for the teacher to label."}
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.temperature <= 0:
             raise ValueError(f"temperature is {self.temperature}, expected above 0")
         if not 0 <= self.label_weight <= 1:
             raise ValueError(f"label_weight is {self.label_weight}, expected a share from 0 to 1")
-        for name in ("relation_weight", "hidden_weight", "attention_weight", "augmented_copies"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
-        if self.relation_heads is not None and self.relation_heads < 1:
-            raise ValueError(f"relation_heads is {self.relation_heads}, expected at least 1")
-
-    @property
-    def of_tokens(self) -> bool:
-        """Whether the student learns the teacher's tokens, for which the teacher reads along."""
-        return self.hidden_weight > 0 or self.attention_weight > 0
-
-    def token_teacher(self, teacher: PreTrainedModel, student: PreTrainedModel) -> TokenTeacher | None:
-        """What gives the loss of tokens, if they have a weight; raises what it raises."""
-        if not self.of_tokens:
-            return None
-        return TokenTeacher(teacher, student, self.hidden_weight, self.attention_weight, self.relation_heads)
+        if self.augmented_copies < 0:
+            raise ValueError(f"augmented_copies is {self.augmented_copies}, expected 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +153,8 @@ def teacher_outputs(
         show_progress: with a bar.
     """
     digest = hashlib.sha256(json.dumps([list(columns), max_length, bf16, text_pairs is not None]).encode())
-    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    # How it cuts and pads at the moment is no matter.
+    digest.update(whole_text_tokenizer(tokenizer.backend_tokenizer.to_str()).to_str().encode())
     for name, tensor in teacher.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -224,6 +202,12 @@ def mean_states(states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Ten
     """`(batch, hidden_size)`: the mean of `states`, `(batch, length, hidden_size)`, over what is no padding."""
     kept = attention_mask.unsqueeze(-1).to(states.dtype)
     return (states * kept).sum(dim=1) / kept.sum(dim=1)
+
+
+def similarities(states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """`(batch, batch)`: the cosine of every two texts' vectors, the means of `states`, `(batch, length, width)`."""
+    vectors = nn.functional.normalize(mean_states(states.float(), attention_mask), dim=-1)
+    return vectors @ vectors.T
 
 
 def augment(texts: Sequence[str], copies: int, seed: int = 0) -> Iterator[str]:
@@ -352,7 +336,7 @@ def scores_of_teacher(outputs: TeacherOutputs, test: PredictionOutput, data: Lab
     return scores
 
 
-class DistillationTrainer(FineTuningTrainer):
+class DistillationTrainer(TokenTaughtTrainer):
     """
     A `FineTuningTrainer` that trains on rows of [`with_teacher`]; it evaluates as it does.
 
@@ -362,7 +346,7 @@ class DistillationTrainer(FineTuningTrainer):
     Args:
         args, kwargs: of [`FineTuningTrainer`].
         distillation: what is learned from the teacher.
-        token_teacher: from [`DistillationArguments.token_teacher`]; it is released after the training.
+        token_teacher: of these arguments, if they are of tokens; it is released after the training.
         teacher_tokenizer: of the token teacher.
     """
 
@@ -374,28 +358,18 @@ class DistillationTrainer(FineTuningTrainer):
         teacher_tokenizer: PreTrainedTokenizerFast | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, token_teacher=token_teacher, teacher_tokenizer=teacher_tokenizer, **kwargs)
         self.distillation = distillation
-        self.model_accepts_loss_kwargs = False  # means over rows: Trainer divides them where it accumulates
-        self.token_teacher = token_teacher
-        if token_teacher is not None:
-            token_teacher.teacher.to(self.args.device)
-            # Trained and kept in checkpoints with the student, as long as it is taught.
-            self.model.token_projections = token_teacher.projections.to(self.args.device)
-            self.data_collator = TaughtCollator(self.processing_class, teacher_tokenizer)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().train(*args, **kwargs)
         finally:
-            if self.token_teacher is not None and hasattr(self.model, "token_projections"):
-                self.token_teacher.release()
-                del self.model.token_projections
+            self.release()
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        names: list[str] = self._signature_columns  # type: ignore[has-type]
-        self._signature_columns = [*names, "teacher_logits", "teacher_vectors", *COLUMNS]
+        self._signature_columns += ["teacher_logits", "teacher_vectors"]
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
         return SequentialSampler(eval_dataset)  # predictions in the order of the texts, to compare with the teacher's
@@ -422,9 +396,8 @@ class DistillationTrainer(FineTuningTrainer):
                 logits[labelled], labels[labelled], problem_type
             )
         if options.relation_weight:
-            own = mean_states(outputs.hidden_states[-1].float(), inputs["attention_mask"])
-            own = nn.functional.normalize(own, dim=-1)
-            loss = loss + options.relation_weight * (own @ own.T - vectors @ vectors.T).square().mean()
+            own = similarities(outputs.hidden_states[-1], inputs["attention_mask"])
+            loss = loss + options.relation_weight * (own - vectors @ vectors.T).square().mean()
         if self.token_teacher is not None:
             loss = loss + self.token_teacher(outputs, self.token_teacher.ask(of_tokens), of_tokens)
         return (loss, outputs) if return_outputs else loss

@@ -8,7 +8,7 @@ like the texts of a batch are to each other by their vectors (Tung and Mori 2019
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,43 +16,33 @@ from scipy.stats import spearmanr
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from ..data.token_store import hash_documents, is_held_out
-from ..trainer import FineTuningTrainer
-from .distillation import mean_states
-from .token_states import COLUMNS, OWN_POSITIONS, TaughtCollator, TokenTeacher
+from ..data.token_store import hash_documents, is_held_out, whole_text_tokenizer
+from .distillation import mean_states, similarities
+from .token_states import (
+    ATTENTION_WEIGHT,
+    COLUMNS,
+    HIDDEN_WEIGHT,
+    OWN_POSITIONS,
+    StateArguments,
+    TokenTaughtTrainer,
+    TokenTeacher,
+)
 
 
 @dataclass
-class EncoderDistillationArguments:
+class EncoderDistillationArguments(StateArguments):
     """What an encoder learns from its teacher."""
 
-    _argument_group_name = "Distillation"
-
-    relation_weight: float = field(
-        default=1.0, metadata={"help": "Weight of how like the texts of a batch are to each other; 0: leave it out."}
-    )
-    hidden_weight: float = field(
-        default=1.0,
-        metadata={"help": "Weight of the tokens' hidden states, which learned projections map to the teacher's."},
-    )
-    attention_weight: float = field(
-        default=1.0,
-        metadata={"help": "Weight of how the last layer's queries, keys and values relate to each other."},
-    )
-    relation_heads: int | None = field(
-        default=None,
-        metadata={"help": "Parts of a vector for --attention_weight. Default: up to the teacher's heads, what fits."},
-    )
+    hidden_weight: float = field(default=1.0, metadata=HIDDEN_WEIGHT)
+    attention_weight: float = field(default=1.0, metadata=ATTENTION_WEIGHT)
 
     def __post_init__(self) -> None:
-        weights = ("relation_weight", "hidden_weight", "attention_weight")
-        for name in weights:
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
-        if not any(getattr(self, name) for name in weights):
-            raise ValueError(f"{', '.join(weights)} are all 0, so there is nothing to learn: give one of them a weight")
-        if self.relation_heads is not None and self.relation_heads < 1:
-            raise ValueError(f"relation_heads is {self.relation_heads}, expected at least 1")
+        super().__post_init__()
+        if not (self.relation_weight or self.of_tokens):
+            raise ValueError(
+                "relation_weight, hidden_weight, attention_weight are all 0, so there is nothing to learn: give one of "
+                "them a weight"
+            )
 
 
 def pieces(
@@ -71,8 +61,9 @@ def pieces(
         `text` and `held_out`.
     """
     room = max_length - tokenizer.num_special_tokens_to_add()
+    whole = whole_text_tokenizer(tokenizer.backend_tokenizer.to_str())  # some cut and pad by themselves
     for document in documents:
-        offsets = tokenizer.backend_tokenizer.encode(document, add_special_tokens=False).offsets
+        offsets = whole.encode(document, add_special_tokens=False).offsets
         held_out = bool(is_held_out(hash_documents([document]), held_out_share)[0])
         for begin in range(0, len(offsets), room):
             text = document[offsets[begin][0] : offsets[min(begin + room, len(offsets)) - 1][1]].strip()
@@ -80,45 +71,21 @@ def pieces(
                 yield {"text": text, "held_out": held_out}
 
 
-class EncoderDistillationTrainer(FineTuningTrainer):
+class EncoderDistillationTrainer(TokenTaughtTrainer):
     """
-    A `FineTuningTrainer` of an encoder, on rows with the columns of `token_states.tokens_for_both`.
+    A trainer of an encoder whose teacher reads along; release it after the last evaluation.
 
     Args:
-        args, kwargs: of [`FineTuningTrainer`]; `label_names` of the arguments has to be `[OWN_POSITIONS]`, so that
+        args, kwargs: of [`TokenTaughtTrainer`]; `label_names` of the arguments has to be `[OWN_POSITIONS]`, so that
             evaluations have a loss.
         distillation: what is learned from the teacher.
-        token_teacher: has the teacher; it is released after the training.
-        teacher_tokenizer: of the teacher.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        distillation: EncoderDistillationArguments,
-        token_teacher: TokenTeacher,
-        teacher_tokenizer: PreTrainedTokenizerFast,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *args: Any, distillation: EncoderDistillationArguments, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.label_names != [OWN_POSITIONS]:
             raise ValueError(f"label_names is {self.label_names}, expected {[OWN_POSITIONS]}: pass it in the arguments")
-        self.distillation, self.token_teacher = distillation, token_teacher
-        self.model_accepts_loss_kwargs = False
-        token_teacher.teacher.to(self.args.device)
-        # Trained and kept in checkpoints with the student, as long as it is taught.
-        self.model.token_projections = token_teacher.projections.to(self.args.device)
-        self.data_collator = TaughtCollator(self.processing_class, teacher_tokenizer)
-
-    def release(self) -> None:
-        """Leave the student as it is without a teacher, when nothing is to be trained or evaluated any more."""
-        self.token_teacher.release()
-        del self.model.token_projections
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        names: list[str] = self._signature_columns  # type: ignore[has-type]
-        self._signature_columns = [*names, *COLUMNS]
+        self.distillation = distillation
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
@@ -126,8 +93,9 @@ class EncoderDistillationTrainer(FineTuningTrainer):
         columns = {name: inputs[name] for name in COLUMNS if name in inputs}
         own = {name: values for name, values in inputs.items() if name not in COLUMNS}
         outputs = model(**own, output_hidden_states=True)
-        of_teacher = self.token_teacher.ask(columns)
-        loss = self.token_teacher(outputs, of_teacher, columns)
+        token_teacher = cast(TokenTeacher, self.token_teacher)
+        of_teacher = token_teacher.ask(columns)
+        loss = token_teacher(outputs, of_teacher, columns)
         if self.distillation.relation_weight:
             masks = own["attention_mask"], columns["teacher_inputs_attention_mask"]
             likeness = [
@@ -136,12 +104,6 @@ class EncoderDistillationTrainer(FineTuningTrainer):
             ]
             loss = loss + self.distillation.relation_weight * (likeness[0] - likeness[1]).square().mean()
         return (loss, {"loss": loss}) if return_outputs else loss
-
-
-def similarities(states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """`(batch, batch)`: the cosine of every two texts' vectors, the means of `states`, `(batch, length, width)`."""
-    vectors = nn.functional.normalize(mean_states(states.float(), attention_mask), dim=-1)
-    return vectors @ vectors.T
 
 
 @torch.inference_mode()

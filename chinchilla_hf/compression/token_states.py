@@ -7,12 +7,15 @@ Teacher and student may have tokenizers of their own: compared are the tokens th
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import BatchEncoding, DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import ModelOutput
+
+from ..trainer import FineTuningTrainer
 
 OWN_POSITIONS, TEACHER_POSITIONS = "own_positions", "teacher_positions"
 TEACHER_INPUTS = "teacher_inputs_"  # before the names of what the teacher reads
@@ -25,6 +28,43 @@ COLUMNS = (
 # other.
 SEPARATE = (("query", "key", "value"), ("q_proj", "k_proj", "v_proj"), ("q_lin", "k_lin", "v_lin"))
 JOINED = ("Wqkv", "c_attn")
+
+
+HIDDEN_WEIGHT = {"help": "Weight of the tokens' hidden states, which learned projections map to the teacher's."}
+ATTENTION_WEIGHT = {"help": "Weight of how the last layer's queries, keys and values relate to each other."}
+
+
+@dataclass
+class StateArguments:
+    """What a student learns of its teacher's states, those of texts and those of tokens."""
+
+    _argument_group_name = "Distillation"
+
+    relation_weight: float = field(
+        default=1.0, metadata={"help": "Weight of how like the texts of a batch are to each other; 0: leave it out."}
+    )
+    hidden_weight: float = field(default=0.0, metadata=HIDDEN_WEIGHT)
+    attention_weight: float = field(default=0.0, metadata=ATTENTION_WEIGHT)
+    relation_heads: int | None = field(
+        default=None,
+        metadata={"help": "Parts of a vector for --attention_weight. Default: up to the teacher's heads, what fits."},
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("relation_weight", "hidden_weight", "attention_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
+        if self.relation_heads is not None and self.relation_heads < 1:
+            raise ValueError(f"relation_heads is {self.relation_heads}, expected at least 1")
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether the student learns the teacher's tokens, for which the teacher reads along."""
+        return self.hidden_weight > 0 or self.attention_weight > 0
+
+    def token_teacher(self, teacher: PreTrainedModel, student: PreTrainedModel) -> "TokenTeacher":
+        """What reads along, and gives the loss of tokens; raises what it raises."""
+        return TokenTeacher(teacher, student, self.hidden_weight, self.attention_weight, self.relation_heads)
 
 
 def align_tokens(own: BatchEncoding, of_teacher: BatchEncoding, row: int) -> tuple[list[int], list[int]]:
@@ -263,3 +303,41 @@ class TokenTeacher(nn.Module):
         """Leave both models as they were."""
         for kept in self.attention:
             kept.remove()
+
+
+class TokenTaughtTrainer(FineTuningTrainer):
+    """
+    A `FineTuningTrainer` that has a teacher read along, on rows with the columns of [`tokens_for_both`].
+
+    Args:
+        args, kwargs: of [`FineTuningTrainer`].
+        token_teacher: has the teacher; `None` if none reads along.
+        teacher_tokenizer: of the teacher.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        token_teacher: TokenTeacher | None,
+        teacher_tokenizer: PreTrainedTokenizerFast | None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False  # means over rows: Trainer divides them where it accumulates
+        self.token_teacher = token_teacher
+        if token_teacher is not None:
+            token_teacher.teacher.to(self.args.device)
+            # Trained and kept in checkpoints with the student, as long as it is taught.
+            self.model.token_projections = token_teacher.projections.to(self.args.device)
+            self.data_collator = TaughtCollator(self.processing_class, teacher_tokenizer)
+
+    def release(self) -> None:
+        """Leave student and teacher as they were, when nothing is to be taught any more."""
+        if self.token_teacher is not None and hasattr(self.model, "token_projections"):
+            self.token_teacher.release()
+            del self.model.token_projections
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        names: list[str] = self._signature_columns  # type: ignore[has-type]
+        self._signature_columns = [*names, *COLUMNS]

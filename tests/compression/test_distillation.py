@@ -6,11 +6,12 @@ import torch
 from conftest import make_tiny_config
 from datasets import Dataset
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
 
 from chinchilla_hf import ChinchillaForSequenceClassification, train_tokenizer
 from chinchilla_hf.compression.distillation import (
     DistillationArguments,
+    DistillationTrainer,
     augment,
     label_columns,
     loss_from_labels,
@@ -19,6 +20,7 @@ from chinchilla_hf.compression.distillation import (
     teacher_outputs,
     with_teacher,
 )
+from chinchilla_hf.compression.token_states import COLUMNS, tokens_for_both
 
 SINGLE, SEVERAL = "single_label_classification", "multi_label_classification"
 TEXTS = ["where is my card", "send money to my mother", "hello", "what is the balance of my savings account today"]
@@ -61,6 +63,47 @@ def test_of_numbers_it_is_the_squared_difference():
     assert loss_from_teacher(own, theirs, "regression", 3.0) == ((own - theirs) ** 2).mean()
 
 
+@pytest.mark.parametrize("weights", [{"hidden_weight": 2.0}, {"attention_weight": 2.0}])
+def test_the_trainer_adds_what_the_teacher_says_of_tokens(tokenizer, tmp_path, weights):
+    teacher = make_teacher(tokenizer)
+    student = ChinchillaForSequenceClassification(
+        make_tiny_config(vocab_size=len(tokenizer), num_labels=3, problem_type=SINGLE)
+    ).eval()
+    options = DistillationArguments(**weights)
+    token_teacher = options.token_teacher(teacher, student)
+    rows = with_teacher(
+        Dataset.from_dict(
+            {**tokenizer(TEXTS), "labels": [0, 1, 2, 0], **tokens_for_both(TEXTS, None, tokenizer, tokenizer, 32)}
+        ),
+        teacher_outputs(teacher, tokenizer, TEXTS, None, [0, 1, 2], cache_dir=tmp_path, show_progress=False),
+    )
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    taught = {"processing_class": tokenizer, "train_dataset": rows}
+
+    def loss_of(trainer):
+        batch = next(iter(trainer.get_train_dataloader()))
+        torch.manual_seed(0)
+        return batch, trainer.compute_loss(student, dict(batch))
+
+    trainer = DistillationTrainer(
+        student,
+        arguments,
+        distillation=options,
+        token_teacher=token_teacher,
+        teacher_tokenizer=tokenizer,
+        **taught,
+    )
+    batch, loss = loss_of(trainer)
+    with torch.no_grad():
+        own = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
+        of_tokens = token_teacher(student(**own, output_hidden_states=True), token_teacher.ask(batch), batch)
+    trainer.release()
+    assert not hasattr(student, "token_projections") and of_tokens > 0
+    without = DistillationTrainer(student, arguments, distillation=DistillationArguments(), **taught)
+    bare = {name: values for name, values in batch.items() if name not in COLUMNS}
+    torch.testing.assert_close(loss, without.compute_loss(student, bare) + of_tokens)
+
+
 @pytest.mark.parametrize("problem_type", [SINGLE, SEVERAL, "regression"])
 def test_of_labels_it_is_that_of_the_model(problem_type):
     num_labels = 1 if problem_type == "regression" else 3
@@ -84,6 +127,7 @@ def test_outputs_are_those_of_each_text_and_are_kept(tokenizer, tmp_path, monkey
 
     calls = []
     monkeypatch.setattr(teacher, "forward", lambda **inputs: calls.append(inputs) or 1 / 0)
+    tokenizer(TEXTS, truncation=True, max_length=5, padding=True)  # what it was used for meanwhile is no matter
     again = teacher_outputs(teacher, tokenizer, TEXTS, None, [2, 0, 1], **options)
     assert np.array_equal(again.logits, outputs.logits) and np.array_equal(again.vectors, outputs.vectors)
     for texts, pairs, columns in (

@@ -14,7 +14,8 @@ from scripts import read_record, run_forked, run_script, words
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, GPT2Config, GPT2Model
 
 from chinchilla_hf import ChinchillaModel, train_tokenizer
-from chinchilla_hf.compression.encoder_distillation import pieces, similarities, similarity_correlation
+from chinchilla_hf.compression.distillation import similarities
+from chinchilla_hf.compression.encoder_distillation import pieces, similarity_correlation
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 90}
 SHORT = {"per_device_train_batch_size": 16, "learning_rate": 3e-3, "num_train_epochs": 4, "max_length": 16}
@@ -128,6 +129,9 @@ def test_pieces_are_all_of_a_document_and_fit():
     document = "one two three\nfour five, six one two three four"
     found = [piece["text"] for piece in pieces([document, " ", "five"], tokenizer, 6)]
     assert "".join("".join(found).split()) == "".join((document + "five").split())
+    tokenizer([document, "one"], truncation=True, max_length=5, padding=True)  # from here on it cuts and pads by itself
+    assert [piece["text"] for piece in pieces([document, " ", "five"], tokenizer, 6)] == found
+    tokenizer.backend_tokenizer.no_truncation()
     assert len(found) > 3 and all(len(tokenizer(text).input_ids) <= 6 for text in found)
     held_out = {piece["held_out"] for i in range(40) for piece in pieces([f"one {i}"], tokenizer, 6, 0.5)}
     assert held_out == {True, False}

@@ -6,7 +6,7 @@ import pytest
 from labelled_files import FAST, TINY, sentences, write_csv
 from scripts import load_script, run_forked, run_script, words
 
-from chinchilla_hf.runtime import OnnxTextClassifier
+from chinchilla_hf.runtime import FULL, OnnxTextClassifier
 
 pytest.importorskip("onnxruntime", reason="the extra 'export' is not installed")
 pytest.importorskip("onnxscript", reason="the extra 'export' is not installed")
@@ -30,7 +30,14 @@ def test_a_trained_classifier(tmp_path, monkeypatch, capsys):
     found = classify([text for text, _ in rows])
     assert sum(result["label"] == mood for result, (_, mood) in zip(found, rows, strict=True)) >= 27
 
+    export(keep_full=False, force=True)  # a model so small is no faster in int8: that is no matter here
+    assert not (folder / "export" / FULL).exists()
+    assert len(OnnxTextClassifier(folder / "export")(["so good"])) == 1
+
     for options, message in (
+        ({"formats": ["tflite"]}, "error: there is no format 'tflite', expected some of openvino, executorch"),
+        ({"transformers_js": tmp_path}, "error: .* has no @huggingface/transformers/dist/transformers.min.js"),
+        ({"quantize": False, "keep_full": False}, "error: keep_full is False, but without quantize"),
         ({"model": tmp_path / "nowhere"}, "error: --model .*nowhere cannot be loaded"),
         ({"dataset": tmp_path / "no.csv"}, "error: there is no file or folder"),
     ):

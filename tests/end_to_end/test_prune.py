@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from scripts import read_record, run_forked, run_script, words
 from transformers import AutoModelForSequenceClassification, Trainer, pipeline
 
+from chinchilla_hf.compression import pruning, targets
+
 SHORT = FAST | {"num_train_epochs": 1, "learning_rate": 1e-3, "augmented_copies": 1, "report_to": "none"}
 
 
@@ -42,9 +44,14 @@ def prune(monkeypatch, capsys, trained, tmp_path):
 
 
 @pytest.mark.parametrize("importance", ["first_order", "learned", "magnitude"])
-def test_a_share_of_the_flops_is_left(prune, trained, tmp_path, importance):
+def test_a_share_of_the_flops_is_left(prune, trained, tmp_path, importance, monkeypatch):
     out = tmp_path / "out"
+    asked = []
+    name = f"{importance}_scores"
+    score = getattr(pruning, name)
+    monkeypatch.setattr(pruning, name, lambda *arguments: asked.append(name) or score(*arguments))
     printed = prune(flop_share=0.4, stages=2, importance=importance, output_dir=out, **SHORT)
+    assert len(asked) >= 2  # at every stage
     assert "stage 1 of 2: " in printed and "stage 2 of 2: " in printed and "the target is 40.0%" in printed
     record = read_record(out)
     shares = [stage["flop_share"] for stage in record["training"]["stages"]]
@@ -76,6 +83,18 @@ def test_as_many_parameters_as_are_allowed(prune, trained, tmp_path):
     wanted = int(0.7 * whole)
     prune(max_parameters=wanted, stages=2, output_dir=tmp_path / "out", **SHORT)
     assert 0.6 * whole < read_record(tmp_path / "out")["model"]["parameters"] <= wanted
+
+
+def test_as_fast_as_is_asked_for(prune, trained, tmp_path, monkeypatch):
+    """A clock that reads the neurons: that of the machine would not tell so small a model from a smaller one."""
+    neurons = lambda model, length: sum(layer.mlp.up_proj.out_features for layer in model.base_model.layers)  # noqa: E731
+    monkeypatch.setattr(targets, "milliseconds_of", neurons)
+    printed = prune(max_milliseconds=150, stages=2, output_dir=tmp_path / "out", **SHORT)
+    assert "stage 2 of 2: " in printed
+    left = json.loads((tmp_path / "out" / "config.json").read_text())["intermediate_size_by_layer"]
+    assert 100 < sum(left) <= 150
+    record = read_record(tmp_path / "out")
+    assert 0 < record["training"]["target_share"] < 1
 
 
 def test_an_interrupted_run_ends_as_if_it_had_not_been(trained, tmp_path):
