@@ -1,6 +1,6 @@
 """
-The model card of a classifier of texts or of words, a translator, a model that answers questions, or an export:
-`README.md` of its folder, its page on the Hub.
+The model card of a pretrained model, a classifier of texts or of words, a translator, a model that answers questions,
+or an export: `README.md` of its folder, its page on the Hub.
 
 Everything in it comes from the record beside it, so that no number can stand there that no run has given.
 """
@@ -23,6 +23,7 @@ ANSWERING_TEMPLATE = TEMPLATE.with_name("answering_card.md.jinja")
 EXPORT_TEMPLATE = TEMPLATE.with_name("export_card.md.jinja")
 TRANSLATOR_EXPORT_TEMPLATE = TEMPLATE.with_name("translator_export_card.md.jinja")
 TAGGING_TEMPLATE = TEMPLATE.with_name("tagging_card.md.jinja")
+PRETRAINING_TEMPLATE = TEMPLATE.with_name("pretraining_card.md.jinja")
 
 # Of an export, by its task: what runs it, and where that is.
 EXPORT_RUNTIMES = {
@@ -56,6 +57,13 @@ ANSWERING_METRIC_NAMES = {
 }
 # The same for labels of words; `f1` and its parts are over all entities.
 TAGGING_METRIC_NAMES = {"f1": "F1", "precision": "Precision", "recall": "Recall", "accuracy": "Accuracy, of words"}
+# The same for pretraining, on held-out documents.
+PRETRAINING_METRIC_NAMES = {
+    "loss": "Loss, nats a predicted token",
+    "masked_accuracy": "Accuracy, of masked tokens",
+    "next_token_accuracy": "Accuracy, of the next token",
+    "next_sentence_accuracy": "Accuracy, of whether two texts follow each other",
+}
 # The names in the record of what the card says about the training, and how it says it.
 TRAINING_NAMES = {
     "steps": "Steps",
@@ -272,6 +280,67 @@ def write_tagging_card(
         ],
         labels=[_code(name) for name in fields["data"].get("label_names", [])],
     )
+
+
+def write_pretraining_card(
+    record: RunRecord,
+    path: str | os.PathLike[str],
+    *,
+    model_name: str | None = None,
+    license: str | None = None,
+    language: str | list[str] | None = None,
+    image: str = "loss.png",
+) -> None:
+    """
+    Write the card of a pretrained encoder or decoder, as a whole or not at all. Where the run was planned, it says what
+    was predicted and what came out.
+
+    Args:
+        record: of a finished run of `training/pretrain.py`.
+        path: the card, `README.md` in the checkpoint folder.
+        model_name: title, and what to load; the name of the folder if not given.
+        license: identifier on the Hub; only you know it, so there is no default.
+        language: code (`"en"`), or several.
+        image: file name of the curves, shown if it is beside the card.
+
+    Raises:
+        ValueError: the run is not finished.
+        OSError: the card cannot be written; an older one is whole.
+    """
+    _check_finished(record)
+    path = Path(path)
+    fields = record.to_dict()
+    validation = fields["scores"]["validation"]
+    _write_card(
+        fields,
+        path,
+        PRETRAINING_TEMPLATE,
+        task=fields["task"],
+        metrics=[],  # the Hub's are of test sets, which pretraining has none of
+        model_name=model_name,
+        license=license,
+        language=language,
+        decoder=fields["task"] == "text-generation",
+        score_rows=[
+            (title, f"{validation[name]:.4f}") for name, title in PRETRAINING_METRIC_NAMES.items() if name in validation
+        ],
+        plan_rows=_plan_rows(fields["plan"]),
+        image=image if (path.parent / image).is_file() else None,
+    )
+
+
+def _plan_rows(plan: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What was predicted, and what came out."""
+    if not plan:
+        return []
+    predicted, actual = plan["predicted"], plan["actual"]
+    low, high = predicted["loss_interval"]
+    rows = [("Loss", f"{predicted['loss']:.4f} ({low:.4f} to {high:.4f})", f"{actual['loss']:.4f}")]
+    for key in ("seconds", "tokens", "flops"):
+        if predicted[key] is not None:
+            expected, found = (_number(values[key], exponent=key == "flops") for values in (predicted, actual))
+            rows.append((TRAINING_NAMES[key], expected, found))
+    return rows
 
 
 def write_export_card(folder: str | os.PathLike[str], record: dict[str, Any], model_name: str) -> Path:

@@ -8,13 +8,15 @@ import inspect
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
+
+from .run_record import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -161,6 +163,14 @@ def _read_recipe(path: Path, dataclass_types: Sequence[type], parser: HfArgument
     parser.set_defaults(**given)
     for action in required:  # what the recipe gives need not be on the command line again
         action.required = given.get(action.dest) is None
+
+
+def write_recipe(path: Path, options: Mapping[str, Any], comment: str = "") -> None:
+    """Write a recipe, as a whole or not at all: options that are not `None`, under lines of `comment`."""
+    lines = "".join(f"# {line}\n" for line in comment.splitlines())
+    given = {name: value for name, value in options.items() if value is not None}
+    text = yaml.safe_dump(given, sort_keys=False, allow_unicode=True, width=1000)
+    write_atomically(path, f"{lines}{text}".encode())
 
 
 def resolve_location(location: str) -> str:

@@ -220,6 +220,8 @@ class RunRecord:
         scores: `validation` and `test` (metric -> value, the keys of `chinchilla_hf.metrics`), `test_interval`
             (metric -> [low, high], 95%), `baseline` (`TfidfBaseline.scores`: `model`, `test`, `test_interval`,
             `seconds`, all on the same test rows).
+        plan: where the run was planned, `predicted` (what `scaling.planner.Plan.prediction` says) and `actual` (`loss`,
+            `seconds`, `tokens`, `flops`, `steps`, `peak_memory_bytes`, and whether the loss is `inside` the interval).
         machine: see [`describe_machine`].
         versions: see [`package_versions`].
         command: the command line; the one of this process if not given.
@@ -232,6 +234,7 @@ class RunRecord:
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     scores: dict[str, Any] = dataclasses.field(default_factory=dict)
+    plan: dict[str, Any] = dataclasses.field(default_factory=dict)
     machine: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=package_versions)
     command: str = dataclasses.field(default_factory=command_line)

@@ -12,6 +12,7 @@ from chinchilla_hf.model_card import (
     TEMPLATE,
     write_answering_card,
     write_model_card,
+    write_pretraining_card,
     write_tagging_card,
 )
 from chinchilla_hf.run_record import RunRecord
@@ -305,3 +306,61 @@ def test_card_of_labels_of_words_without_baseline_and_from_scratch(path):
     assert "C, 5 parameters |" in text
     with pytest.raises(ValueError, match="status of the run record is 'running'"):
         write_tagging_card(tagging_record(status="running"), path)
+
+
+# Pretraining
+
+
+def pretraining_record(task="fill-mask", **changes):
+    accuracy = "masked_accuracy" if task == "fill-mask" else "next_token_accuracy"
+    fields = {
+        "task": task,
+        "data": {"name": "wiki.jsonl", "rows": {"train": 5000, "validation": 50}, "fingerprint": "ab12"},
+        "model": {"class": "ChinchillaForMaskedLM", "parameters": 1234567, "base_model": None},
+        "scores": {"validation": {"loss": 3.21987, accuracy: 0.41234}},
+        "plan": {},
+    }
+    return finished_record(**{**fields, **changes})
+
+
+PLAN = {
+    "predicted": {"loss": 3.3, "loss_interval": [3.1, 3.5], "seconds": None, "tokens": 1000000, "flops": 1.5e13},
+    "actual": {"loss": 3.21987, "inside": True, "seconds": 61.5, "tokens": 1100000, "flops": 1.62e13},
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "shown"),
+    [
+        ("fill-mask", ['pipeline("fill-mask"', "masked tokens"]),
+        ("text-generation", ["goes on with a text", "may be false"]),
+    ],
+)
+def test_a_pretrained_model_has_a_card(tmp_path, task, shown):
+    path = tmp_path / "my-model" / "README.md"
+    path.parent.mkdir()
+    (path.parent / "loss.png").write_bytes(b"")
+    write_pretraining_card(pretraining_record(task), path, license="mit")
+    card = ModelCard.load(path)
+    assert card.data.pipeline_tag == task and card.data.license == "mit" and not card.data.eval_results
+    text = path.read_text()
+    for part in [*shown, "3.2199", "0.4123", "5,000 rows", "![Losses](loss.png)", "not DeepMind's 70B"]:
+        assert part in text
+    assert "Planned" not in text
+
+
+def test_a_card_says_what_was_planned_and_what_came_out(tmp_path):
+    write_pretraining_card(pretraining_record(plan=PLAN), tmp_path / "README.md")
+    text = (tmp_path / "README.md").read_text()
+    assert "| Loss | 3.3000 (3.1000 to 3.5000) | 3.2199 |" in text
+    assert "| Tokens seen | 1,000,000 | 1,100,000 |" in text and "| FLOPs | 1.5e+13 | 1.62e+13 |" in text
+    assert "| Seconds | " not in text.split("## Data")[0]  # nothing was predicted of it
+    PLAN_IN_TIME = {**PLAN, "predicted": {**PLAN["predicted"], "seconds": 60.0}}
+    write_pretraining_card(pretraining_record(plan=PLAN_IN_TIME), tmp_path / "README.md")
+    assert "| Seconds | 60.00 | 61.50 |" in (tmp_path / "README.md").read_text()
+
+
+def test_no_card_of_a_pretraining_that_did_not_end(tmp_path):
+    with pytest.raises(ValueError, match="a card is written of a 'finished' run"):
+        write_pretraining_card(pretraining_record(status="running"), tmp_path / "README.md")
+    assert not (tmp_path / "README.md").exists()

@@ -37,13 +37,14 @@ from chinchilla_hf.data.objectives import MaskedOrCausal, MaskedTokens, MaskingS
 from chinchilla_hf.data.packing import Objective, PackedRows, SpecialTokens, collate_rows, cut_documents, pack
 from chinchilla_hf.data.sentence_pairs import SentencePairRows, find_pairs
 from chinchilla_hf.data.streaming import WINDOW_CHARACTERS, StreamedRows, StreamError, held_out_rows, stream_facts
-from chinchilla_hf.data.token_store import TokenStore, tokenizer_of_corpus
+from chinchilla_hf.data.token_store import TokenStore, pretraining_tokenizer
 from chinchilla_hf.metrics import (
     next_token_predictions,
     plot_loss_curve,
     pretraining_compute_metrics,
     token_predictions,
 )
+from chinchilla_hf.model_card import write_pretraining_card
 from chinchilla_hf.output_folder import (
     RUN_RECORD,
     NotSavedError,
@@ -56,6 +57,7 @@ from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_locatio
 from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, peak_memory_bytes
 from chinchilla_hf.scaling.flops import pretraining_step
 from chinchilla_hf.scaling.machine import matmul_flops_per_second
+from chinchilla_hf.scaling.planner import read_prediction, receipt
 from chinchilla_hf.trainer import PretrainingTrainer
 from chinchilla_hf.training_arguments import PretrainingArguments, choose_attention, result_neutral_options
 
@@ -185,7 +187,21 @@ class ScratchArguments:
     )
 
 
-OPTIONS = (DataArguments, ObjectiveArguments, ModelArguments, ScratchArguments, PretrainingArguments)
+@dataclass
+class PlanArguments:
+    """What was planned."""
+
+    _argument_group_name = "Plan"
+
+    plan: str | None = field(
+        default=None,
+        metadata={
+            "help": "plan.json of training/plan.py: run.json and the card say what it predicted and what came out."
+        },
+    )
+
+
+OPTIONS = (DataArguments, ObjectiveArguments, ModelArguments, ScratchArguments, PlanArguments, PretrainingArguments)
 
 
 def check_stream(objective: ObjectiveArguments, options: PretrainingArguments) -> None:
@@ -206,15 +222,15 @@ def make_tokenizer(
 ) -> PreTrainedTokenizerFast:
     if options.tokenizer or options.model:
         return AutoTokenizer.from_pretrained(resolve_location(options.tokenizer or options.model))
-    return tokenizer_of_corpus(
+    return pretraining_tokenizer(
         corpus,
-        cache_dir=data.cache_dir,
-        max_documents=shape.tokenizer_documents,
-        fingerprint=corpus.quick_fingerprint() if data.stream else None,
-        algorithm=shape.tokenizer_algorithm or ("bpe" if causal else "wordpiece"),
+        causal=causal,
         vocab_size=shape.vocab_size,
-        model_max_length=shape.max_position_embeddings,
-        **({"for_decoder": True} if causal else {}),
+        max_length=shape.max_position_embeddings,
+        algorithm=shape.tokenizer_algorithm,
+        max_documents=shape.tokenizer_documents,
+        cache_dir=data.cache_dir,
+        fingerprint=corpus.quick_fingerprint() if data.stream else None,
     )
 
 
@@ -348,7 +364,7 @@ def labelled_share(objective: ObjectiveArguments, rows: PackedRows) -> float:
 
 @closed_process_group()
 def main() -> None:
-    data, objective, model_options, shape, options = parse_recipe(OPTIONS, DEFAULT_RECIPE, __doc__)
+    data, objective, model_options, shape, planned, options = parse_recipe(OPTIONS, DEFAULT_RECIPE, __doc__)
     main_process = start_script(options)
     if options.device.type == "cpu":
         keep_freed_memory()
@@ -357,6 +373,7 @@ def main() -> None:
         if data.stream:
             check_stream(objective, options)
         folder = Path(options.output_dir)
+        prediction = None if planned.plan is None else read_prediction(planned.plan)
         corpus = data.corpus()
         arguments = {
             name: value
@@ -384,7 +401,8 @@ def main() -> None:
                 show_progress=main_process,
             )
             train_rows, validation_rows = make_rows(store, tokenizer, data, objective, options.seed)
-            facts = {name: store.facts[name] for name in ("fingerprint", "documents", "tokens", "skipped")} | {
+            counted = ("fingerprint", "documents", "characters", "tokens", "skipped")
+            facts = {name: store.facts[name] for name in counted} | {
                 "rows": {"train": len(train_rows), "validation": len(validation_rows)},
                 "padding": train_rows.packing.padding,
             }
@@ -470,6 +488,8 @@ def main() -> None:
         "seed": options.seed,
         "peak_memory_bytes": peak_memory_bytes(),
     }
+    if prediction is not None:
+        record.plan = receipt(prediction, scores["loss"], record.training)
     state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all processes have a part in it
     if not main_process:
         return
@@ -480,6 +500,7 @@ def main() -> None:
     plot_loss_curve(trainer.state.log_history, folder / "loss.png")
     record.status = "finished"
     record.write(folder / RUN_RECORD)
+    write_pretraining_card(record, folder / "README.md")
     if not options.keep_checkpoints:
         for path in list_checkpoints(folder):
             shutil.rmtree(path)
@@ -488,6 +509,12 @@ def main() -> None:
         if objective.causal
         else f"python training/classify.py --model {folder} --dataset ..."
     )
+    if prediction is not None:
+        low, high = prediction["loss_interval"]
+        print(
+            f"\npredicted: loss {prediction['loss']:.4f} ({low:.4f} to {high:.4f}), {prediction['tokens']:,} tokens; "
+            f"came out: {scores['loss']:.4f}, {record.training['tokens']:,} tokens"
+        )
     print(
         f"\nvalidation: {', '.join(f'{name} {value:.4f}' for name, value in scores.items())}\n"
         f"the model is in {folder}: {use}"

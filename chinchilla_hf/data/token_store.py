@@ -176,6 +176,33 @@ def tokenizer_of_corpus(
     return AutoTokenizer.from_pretrained(folder)
 
 
+def pretraining_tokenizer(
+    corpus: Corpus,
+    *,
+    causal: bool,
+    vocab_size: int,
+    max_length: int = 512,
+    algorithm: str | None = None,
+    max_documents: int = 200_000,
+    cache_dir: str | os.PathLike[str] | None = None,
+    fingerprint: str | None = None,
+) -> PreTrainedTokenizerFast:
+    """
+    [`tokenizer_of_corpus`] for pretraining: of a decoder (`causal`) by default BPE, of an encoder WordPiece. It has
+    fewer than `vocab_size` tokens where the text does not give so many.
+    """
+    return tokenizer_of_corpus(
+        corpus,
+        cache_dir=cache_dir,
+        max_documents=max_documents,
+        fingerprint=fingerprint,
+        algorithm=algorithm or ("bpe" if causal else "wordpiece"),
+        vocab_size=vocab_size,
+        model_max_length=max_length,
+        **({"for_decoder": True} if causal else {}),
+    )
+
+
 def _write(
     folder: Path, corpus: Corpus, rules: str, sentences: bool, max_documents: int | None, show_progress: bool
 ) -> dict[str, Any]:
