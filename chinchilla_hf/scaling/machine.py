@@ -307,7 +307,6 @@ def measure_shapes(
     measure_steps(LADDER[0], 1, rows, objective, vocab_size, arguments, 0.5)  # the first one is slow: libraries begin
     for shape in shapes:
         left = end - time.perf_counter()
-        config = shape.config(objective, vocab_size)
         flops = shape.flops_per_token(objective, vocab_size, row_length) * row_length
         if len(measured) > 1:
             before = measured[-1]
@@ -316,9 +315,7 @@ def measure_shapes(
             if expected > left:
                 break
         share = min(left / 4, seconds / 20)
-        few, many = (
-            measure_steps(shape, count, rows, objective, vocab_size, arguments, share, config=config) for count in ROWS
-        )
+        few, many = (measure_steps(shape, count, rows, objective, vocab_size, arguments, share) for count in ROWS)
         per_row = [(many[i] - few[i]) / (ROWS[1] - ROWS[0]) for i in range(2)]
         # Noise may leave less than nothing for either part.
         per_row = [max(per_row[i], 0.5 * many[i] / ROWS[1]) for i in range(2)]
@@ -406,12 +403,11 @@ def measure_steps(
     vocab_size: int,
     arguments: PretrainingArguments,
     seconds: float,
-    config: Any = None,
 ) -> tuple[float, float]:
     """The seconds of a step of `count` rows, the median, and the bytes that training takes."""
     arguments = dataclasses.replace(arguments, per_device_train_batch_size=count, max_steps=1_000_000)
     watch = MemoryWatch(arguments.device)
-    config = config or shape.config(objective, vocab_size)
+    config = shape.config(objective, vocab_size, hidden_dropout=0.0)  # as training/pretrain.py
     model: PreTrainedModel = (ChinchillaForMaskedLM if objective == "masked" else ChinchillaForCausalLM)(config)
     model.set_attn_implementation(choose_attention(arguments, rows.packing.row_length))
     until = _Until(seconds)
