@@ -104,35 +104,46 @@ class Runner:
         )
         self.vocab_size = len(tokenizer)  # fewer than asked for, where the text does not give so many
 
-    def run(self, budget: float, shape: Shape, seed: int) -> StudyRun:
-        """The run of a shape for a budget: a finished one, or one that is begun or goes on."""
+        for folder in sorted(self.folder.glob("runs/*/")):
+            if (record := finished(folder)) is not None:
+                names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+                shape = Shape(*(record.arguments[name] for name in names))
+                self._keep(record, folder, float(folder.name.rsplit("-", 2)[0]), shape)
+
+    def of_budget(self, budget: float) -> list[StudyRun]:
+        """The runs of a budget that are finished, with the first seed."""
+        return [run for run in self.done.values() if run.budget == budget and run.seed == self.study.seed]
+
+    def run(self, budget: float, shape: Shape, seed: int) -> None:
+        """The run of a shape for a budget: a finished one, or one that is made now."""
+        folder = self.folder / "runs" / f"{budget:g}-{shape.hidden_size}x{shape.num_hidden_layers}-{seed}"
+        if folder.name in self.done:
+            return
+        began = time.monotonic()
+        recipe = self.folder / "recipes" / f"{folder.name}.yaml"
+        options = self._options(budget, shape, seed) | {"output_dir": str(folder)}
+        write_recipe(recipe, options, f"A run of {budget:g} FLOPs.")
+        train(recipe, folder.with_suffix(".log"))
+        record = finished(folder)
+        if record is None:
+            raise SystemExit(f"error: {folder} holds no finished run: see {folder.with_suffix('.log')}")
+        self._keep(record, folder, budget, shape)
+        loss, seconds = record.scores["validation"]["loss"], time.monotonic() - began
+        logger.info("%g FLOPs, %s, seed %d: loss %.4f (%d s)", budget, shape, seed, loss, seconds)
+
+    def _options(self, budget: float, shape: Shape, seed: int) -> dict[str, Any]:
         study = self.study
-        name = f"{budget:.2g}-{shape.hidden_size}x{shape.num_hidden_layers}-{seed}"
-        folder = self.folder / "runs" / name
         flops_per_token = shape.flops_per_token(study.objective, self.vocab_size, study.row_length)
         settings = training_settings(shape, budget / flops_per_token, study.row_length)
         steps = round(budget / flops_per_token / study.row_length / settings.rows)
         options = dataclasses.asdict(self.corpus)
         options |= pretraining_options(study.objective, shape, settings, study.vocab_size, study.row_length)
         options |= {"max_steps": steps, "seed": seed, "cache_dir": str(self.folder / "tokens")}
-        options |= {"eval_strategy": "no", "save_strategy": "no"}
-        record = finished(folder)
-        if record is None:
-            began = time.monotonic()
-            recipe = self.folder / "recipes" / f"{name}.yaml"
-            write_recipe(recipe, {**options, "output_dir": str(folder)}, f"A run of {budget:g} FLOPs.")
-            train(recipe, folder.with_suffix(".log"))
-            record = finished(folder)
-            if record is None:
-                raise SystemExit(f"error: {folder} holds no finished run: see {folder.with_suffix('.log')}")
-            logger.info(
-                "%.2g FLOPs, %s, seed %d: loss %.4f (%d s)",
-                budget,
-                shape,
-                seed,
-                record.scores["validation"]["loss"],
-                time.monotonic() - began,
-            )
+        return options | {"eval_strategy": "no", "save_strategy": "no"}
+
+    def _keep(self, record: RunRecord, folder: Path, budget: float, shape: Shape) -> None:
+        """A finished run, in the file of the study."""
+        options = self._options(budget, shape, record.training["seed"])
         changed = record.differences({**record.arguments, **options}, ignore={"cache_dir"})
         if changed:
             raise SystemExit(
@@ -140,10 +151,8 @@ class Runner:
             )
         for weights in folder.glob("*.safetensors"):  # which nobody asked for
             weights.unlink()
-        run = row(record, folder, study, budget, shape)
-        self.done[name] = run
+        self.done[folder.name] = row(record, folder, self.study, budget, shape)
         write_study(self.folder / STUDY, self.done.values())
-        return run
 
 
 def finished(folder: Path) -> RunRecord | None:
@@ -202,14 +211,14 @@ def row(record: RunRecord, folder: Path, study: StudyArguments, budget: float, s
 def run_budget(runner: Runner, budget: float, centre: Shape) -> Shape:
     """All runs of a budget; the best shape."""
     study = runner.study
-    shapes: list[Shape] = shapes_around(centre, study.sizes)
-    runs: list[StudyRun] = []
+    shapes = shapes_around(centre, study.sizes)
     while shapes:
         with ThreadPoolExecutor(study.processes) as pool:
-            runs += pool.map(lambda shape: runner.run(budget, shape, study.seed), shapes)
-        further = next_shape(runs, study.most_sizes)
+            for _ in pool.map(lambda shape: runner.run(budget, shape, study.seed), shapes):
+                pass  # raises what a run has raised
+        further = next_shape(runner.of_budget(budget), study.most_sizes)
         shapes = [] if further is None else [further]
-    best = best_run(runs).shape
+    best = best_run(runner.of_budget(budget)).shape
     runner.run(budget, best, study.seed + 1)
     return best
 
