@@ -32,7 +32,6 @@ from chinchilla_hf import ChinchillaForQuestionAnswering
 from chinchilla_hf.answer_metrics import score_windows
 from chinchilla_hf.answer_windows import MAX_LENGTH, STRIDE, WindowCutter
 from chinchilla_hf.data.questions import QuestionData, QuestionWindows, WindowCollator, load_questions
-from chinchilla_hf.hub import check_access, push_folder
 from chinchilla_hf.model_card import write_answering_card
 from chinchilla_hf.output_folder import (
     RUN_RECORD,
@@ -41,6 +40,7 @@ from chinchilla_hf.output_folder import (
     save_model_folder,
 )
 from chinchilla_hf.processes import closed_process_group, keep_freed_memory, start_script
+from chinchilla_hf.publishing import check_access, push_folder
 from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
 from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, describe_training
 from chinchilla_hf.trainer import QuestionAnsweringTrainer
@@ -348,7 +348,8 @@ def main() -> None:
         f"\n{report(record.scores)}\n\nthe model is in {folder}: pipeline('chinchilla-question-answering', '{folder}')"
     )
     if push_to_hub:
-        print(f"pushed to {push_folder(folder, options, 'Upload a model that answers questions')}")
+        with one_line_errors():
+            print(f"pushed to {push_folder(folder, options, 'Upload a model that answers questions')}")
 
 
 if __name__ == "__main__":

@@ -45,11 +45,11 @@ from chinchilla_hf.compression.distillation import (
 )
 from chinchilla_hf.compression.student_start import TeacherArguments, start_student
 from chinchilla_hf.data.labelled import LabelledData
-from chinchilla_hf.hub import check_access, push_folder
 from chinchilla_hf.metrics import classification_compute_metrics
 from chinchilla_hf.model_start import ScratchArguments, StartArguments, choose_max_length
 from chinchilla_hf.output_folder import claim_output_folder
 from chinchilla_hf.processes import closed_process_group, start_script
+from chinchilla_hf.publishing import check_access, push_folder
 from chinchilla_hf.recipes import one_line_errors, parse_recipe
 from chinchilla_hf.run_record import describe_model, describe_training
 from chinchilla_hf.training_arguments import choose_attention, result_neutral_options
@@ -214,7 +214,8 @@ def main() -> None:
     save_classifier(trainer, tokenizer, folder, record, data, test, options)
     print(f"\n{report(record.scores)}\n\nthe model is in {folder}: pipeline('text-classification', '{folder}')")
     if push_to_hub:
-        print(f"pushed to {push_folder(folder, options, 'Upload a distilled text classifier')}")
+        with one_line_errors():
+            print(f"pushed to {push_folder(folder, options, 'Upload a distilled text classifier')}")
 
 
 if __name__ == "__main__":

@@ -35,11 +35,11 @@ from chinchilla_hf.compression.student_start import TeacherArguments, start_stud
 from chinchilla_hf.compression.token_states import OWN_POSITIONS, tokens_for_both
 from chinchilla_hf.data.corpora import Corpus, CorpusArguments
 from chinchilla_hf.data.token_store import whole_text_tokenizer
-from chinchilla_hf.hub import check_access, push_folder
 from chinchilla_hf.metrics import plot_loss_curve
 from chinchilla_hf.model_start import ScratchArguments, StartArguments, choose_max_length
 from chinchilla_hf.output_folder import RUN_RECORD, claim_output_folder, list_checkpoints, save_model_folder
 from chinchilla_hf.processes import closed_process_group, start_script
+from chinchilla_hf.publishing import check_access, push_folder
 from chinchilla_hf.recipes import one_line_errors, parse_recipe
 from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, describe_training
 from chinchilla_hf.training_arguments import FineTuningArguments, choose_attention, result_neutral_options
@@ -230,7 +230,8 @@ def main() -> None:
         f"the encoder is in {folder}: python training/classify.py --model {folder} --dataset ..."
     )
     if push_to_hub:
-        print(f"pushed to {push_folder(folder, options, 'Upload a distilled encoder')}")
+        with one_line_errors():
+            print(f"pushed to {push_folder(folder, options, 'Upload a distilled encoder')}")
 
 
 if __name__ == "__main__":

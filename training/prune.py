@@ -56,7 +56,6 @@ from chinchilla_hf.compression.targets import milliseconds_of, share_for
 from chinchilla_hf.compression.vocabulary import trim_vocabulary
 from chinchilla_hf.conversion import load_or_convert
 from chinchilla_hf.data.labelled import LabelledData
-from chinchilla_hf.hub import check_access, push_folder
 from chinchilla_hf.metrics import classification_compute_metrics
 from chinchilla_hf.output_folder import (
     RUN_RECORD,
@@ -67,6 +66,7 @@ from chinchilla_hf.output_folder import (
     save_model_folder,
 )
 from chinchilla_hf.processes import closed_process_group, start_script
+from chinchilla_hf.publishing import check_access, push_folder
 from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
 from chinchilla_hf.run_record import describe_model, describe_training
 from chinchilla_hf.scaling.flops import blocks_forward
@@ -356,7 +356,8 @@ def main() -> None:
         shutil.rmtree(folder / STAGES)
     print(f"\n{report(record.scores)}\n\nthe model is in {folder}: pipeline('text-classification', '{folder}')")
     if push_to_hub:
-        print(f"pushed to {push_folder(folder, options, 'Upload a pruned text classifier')}")
+        with one_line_errors():
+            print(f"pushed to {push_folder(folder, options, 'Upload a pruned text classifier')}")
 
 
 if __name__ == "__main__":

@@ -35,12 +35,12 @@ from chinchilla_hf.data.tagged import (
     load_word_tokenizer,
     tokenize_tagged,
 )
-from chinchilla_hf.hub import check_access, push_folder
 from chinchilla_hf.metrics import tag_sequences, tagging_compute_metrics, tagging_metrics, token_predictions
 from chinchilla_hf.model_card import write_tagging_card
 from chinchilla_hf.model_start import ScratchArguments, StartArguments, choose_max_length, start_model
 from chinchilla_hf.output_folder import RUN_RECORD, claim_output_folder, list_checkpoints, save_model_folder
 from chinchilla_hf.processes import closed_process_group, start_script
+from chinchilla_hf.publishing import check_access, push_folder
 from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
 from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, describe_training, scores_of
 from chinchilla_hf.trainer import FineTuningTrainer
@@ -293,7 +293,8 @@ def main() -> None:
     call = f"pipeline('token-classification', '{folder}', aggregation_strategy='first')"
     print(f"\n{report(record.scores)}\n\nthe model is in {folder}: {call}")
     if push_to_hub:
-        print(f"pushed to {push_folder(folder, options, 'Upload a model that labels words')}")
+        with one_line_errors():
+            print(f"pushed to {push_folder(folder, options, 'Upload a model that labels words')}")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,6 @@ from chinchilla_hf.averaging import averaged_weights
 from chinchilla_hf.callbacks import SaveOnTermination
 from chinchilla_hf.data.parallel import ParallelData, load_parallel
 from chinchilla_hf.data.token_batches import PairCollator, TokenBatches, TokenPairs
-from chinchilla_hf.hub import check_access, push_folder
 from chinchilla_hf.metrics import plot_loss_curve, translation_metrics
 from chinchilla_hf.model_card import write_translation_card
 from chinchilla_hf.output_folder import (
@@ -51,6 +50,7 @@ from chinchilla_hf.output_folder import (
     save_model_folder,
 )
 from chinchilla_hf.processes import closed_process_group, keep_freed_memory, start_script
+from chinchilla_hf.publishing import check_access, push_folder
 from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
 from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, peak_memory_bytes, write_atomically
 from chinchilla_hf.trainer import TranslationTrainer
@@ -475,7 +475,8 @@ def main() -> None:
     print(f"{scores['test']['bleu_signature']}\n{scores['test']['chrf_signature']}")
     print(f"the model is in {folder}: pipeline('chinchilla-translation', '{folder}')")
     if push_to_hub:
-        print(f"pushed to {push_folder(folder, options, 'Upload a translator')}")
+        with one_line_errors():
+            print(f"pushed to {push_folder(folder, options, 'Upload a translator')}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from scripts import TRAINING, load_script, read_record, run_script
+from scripts import TRAINING, load_script, read_record, run_script, words
 from transformers import pipeline
 
 from chinchilla_hf.scaling import machine
@@ -25,10 +25,6 @@ QUICK = {
 }
 BUDGETS = ["4e8", "8e8", "1.6e9"]
 WORDS = ["the", "a", "cat", "dog", "aunt", "sees", "likes", "finds", "tree", "house", "fish", "and"]
-
-
-def words_of(options: dict[str, object]) -> list[str]:
-    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +64,7 @@ def study(corpus, tmp_path_factory) -> Path:
     """The folder of a study that was run to its end."""
     folder = tmp_path_factory.mktemp("study") / "study"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        options = words_of({"dataset": corpus, "output_dir": folder, "validation_share": 0.1, **QUICK})
+        options = words({"dataset": corpus, "output_dir": folder, "validation_share": 0.1, **QUICK})
         # The first budgets alone, and then all: what is finished is not run again.
         first = run_study(monkeypatch, [*options, "--budgets", *BUDGETS[:2]])
         rest = run_study(monkeypatch, [*options, "--budgets", *BUDGETS])
@@ -95,7 +91,7 @@ def test_a_study_has_a_row_for_every_run(study):
 
 
 def test_a_study_with_other_options_does_not_go_on(study, corpus, monkeypatch):
-    options = words_of({"dataset": corpus, "output_dir": study, "validation_share": 0.2, **QUICK})
+    options = words({"dataset": corpus, "output_dir": study, "validation_share": 0.2, **QUICK})
     with pytest.raises(
         SystemExit, match=r"was run with other options \(validation_share: 0.1 -> 0.2\): choose another"
     ):
@@ -120,7 +116,7 @@ def test_a_run_that_fails_ends_the_study_with_its_reason(corpus, tmp_path, monke
     ],
 )
 def test_studies_that_cannot_be(corpus, tmp_path, monkeypatch, capsys, option, value, message):
-    arguments = words_of({"dataset": corpus, "output_dir": tmp_path, option: value})
+    arguments = words({"dataset": corpus, "output_dir": tmp_path, option: value})
     with pytest.raises(SystemExit):
         run_study(monkeypatch, arguments)
     assert message in capsys.readouterr().err
@@ -144,7 +140,7 @@ def plan(study, corpus, machines, tmp_path, monkeypatch):
     def plan(**options) -> Path:
         folder = tmp_path / "plan"
         given = {"dataset": corpus, "study": study / "fit.json", "output_dir": folder, "validation_share": 0.1}
-        run_script("plan", monkeypatch, words_of(given | options))
+        run_script("plan", monkeypatch, words(given | options))
         return folder
 
     return plan
@@ -228,7 +224,7 @@ def test_a_profile_of_another_machine_is_refused(plan, machines, tmp_path):
 def test_a_plan_that_is_none_ends_pretraining_at_once(corpus, tmp_path, monkeypatch):
     (tmp_path / "plan.json").write_text("{}")
     with pytest.raises(SystemExit, match=r"plan\.json is no plan .* make one with training/plan\.py"):
-        run_script("pretrain", monkeypatch, words_of({"dataset": corpus, "plan": tmp_path / "plan.json"}))
+        run_script("pretrain", monkeypatch, words({"dataset": corpus, "plan": tmp_path / "plan.json"}))
 
 
 @pytest.mark.parametrize("script", ["plan", "study"])
