@@ -92,6 +92,13 @@ def claim_output_folder(
     return checkpoint
 
 
+def finished_run(folder: str | Path) -> RunRecord | None:
+    """The record of the run in `folder`, if it has come to its end."""
+    path = Path(folder) / RUN_RECORD
+    record = RunRecord.read(path) if path.is_file() else None
+    return record if record is not None and record.status == "finished" else None
+
+
 def _delete_all_but_the_record(folder: Path) -> None:
     """What a run leaves. Its record stays, so that an interruption here leaves a folder that is known to be a run's."""
     for path in folder.iterdir():

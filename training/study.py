@@ -25,7 +25,7 @@ from transformers import AutoConfig
 
 from chinchilla_hf.data.corpora import CorpusArguments
 from chinchilla_hf.data.token_store import pretraining_tokenizer
-from chinchilla_hf.output_folder import RUN_RECORD
+from chinchilla_hf.output_folder import finished_run
 from chinchilla_hf.recipes import one_line_errors, parse_options, write_recipe
 from chinchilla_hf.run_record import RunRecord
 from chinchilla_hf.scaling.flops import count_parameters, paper_flops
@@ -105,7 +105,7 @@ class Runner:
         self.vocab_size = len(tokenizer)  # fewer than asked for, where the text does not give so many
 
         for folder in sorted(self.folder.glob("runs/*/")):
-            if (record := finished(folder)) is not None:
+            if (record := finished_run(folder)) is not None:
                 names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
                 shape = Shape(*(record.arguments[name] for name in names))
                 self._keep(record, folder, float(folder.name.rsplit("-", 2)[0]), shape)
@@ -124,7 +124,7 @@ class Runner:
         options = self._options(budget, shape, seed) | {"output_dir": str(folder)}
         write_recipe(recipe, options, f"A run of {budget:g} FLOPs.")
         train(recipe, folder.with_suffix(".log"))
-        record = finished(folder)
+        record = finished_run(folder)
         if record is None:
             raise SystemExit(f"error: {folder} holds no finished run: see {folder.with_suffix('.log')}")
         self._keep(record, folder, budget, shape)
@@ -153,14 +153,6 @@ class Runner:
             weights.unlink()
         self.done[folder.name] = row(record, folder, self.study, budget, shape)
         write_study(self.folder / STUDY, self.done.values())
-
-
-def finished(folder: Path) -> RunRecord | None:
-    """The record of a finished run in `folder`, if there is one."""
-    if not (folder / RUN_RECORD).is_file():
-        return None
-    record = RunRecord.read(folder / RUN_RECORD)
-    return record if record.status == "finished" else None
 
 
 def train(recipe: Path, log: Path) -> None:

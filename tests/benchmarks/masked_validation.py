@@ -29,8 +29,6 @@ from chinchilla_hf.data.labelled import load_labelled
 from chinchilla_hf.data.objectives import IGNORED, MaskedTokens, MaskingSchedule
 from chinchilla_hf.data.packing import SpecialTokens, assemble_row, cut_documents
 from chinchilla_hf.data.token_store import TokenStore, tokenizer_of_corpus
-from chinchilla_hf.output_folder import RUN_RECORD
-from chinchilla_hf.run_record import RunRecord
 
 TRAINING = Path(__file__).parents[2] / "training"
 MASKING_RATE = 0.15  # Devlin et al. 2019
@@ -169,13 +167,6 @@ def pretraining_command(options: BenchmarkOptions, folder: Path, minutes: float,
     pairs = [(f"--{name}", str(value)) for name, value in arguments.items() if value is not None]
     script, settings = TRAINING / "pretrain.py", TRAINING / "recipes" / "encoder.yaml"
     return [sys.executable, str(script), str(settings), *(part for pair in pairs for part in pair)]
-
-
-def finished_run(folder: Path) -> RunRecord | None:
-    """The record of the run in `folder`, if it has come to its end."""
-    path = folder / RUN_RECORD
-    record = RunRecord.read(path) if path.is_file() else None
-    return record if record is not None and record.status == "finished" else None
 
 
 @torch.no_grad()

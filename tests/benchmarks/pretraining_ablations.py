@@ -30,10 +30,12 @@ from typing import Any
 
 import masked_validation
 import torch
-from masked_validation import BenchmarkOptions, finished_run, prepare, pretraining_command
+from masked_validation import BenchmarkOptions, prepare, pretraining_command
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import HfArgumentParser
+
+from chinchilla_hf.output_folder import finished_run
 
 logger = logging.getLogger("pretraining_ablations")
 

@@ -33,7 +33,6 @@ from masked_validation import (
     TRAINING,
     BenchmarkOptions,
     MaskedPieces,
-    finished_run,
     masked_scores,
     prepare,
     pretraining_command,
@@ -41,6 +40,7 @@ from masked_validation import (
 from transformers import HfArgumentParser
 
 from chinchilla_hf.data.packing import SpecialTokens
+from chinchilla_hf.output_folder import finished_run
 from chinchilla_hf.run_record import RunRecord, write_atomically
 from chinchilla_hf.scaling.machine import matmul_flops_per_second
 
