@@ -5,12 +5,14 @@ or an export: `README.md` of its folder, its page on the Hub.
 Everything in it comes from the record beside it, so that no number can stand there that no run has given.
 """
 
+import functools
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -75,6 +77,16 @@ TRAINING_NAMES = {
     "seed": "Seed",
     "resumed": "Times resumed",
 }
+# Task -> the Auto class of its models, and what a row of its data is called.
+AUTO_CLASSES = {
+    "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "translation": "AutoModelForSeq2SeqLM",
+    "fill-mask": "AutoModelForMaskedLM",
+    "text-generation": "AutoModelForCausalLM",
+}
+ROW_WORDS = {"token-classification": "sentences", "question-answering": "questions", "translation": "pairs"}
 _LOCAL_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".arrow", ".gz", ".zip")
 
 
@@ -479,19 +491,33 @@ def _write_card(
         ]
         or None,
     )
-    card = ModelCard.from_template(
-        card_data,
-        template_path=str(template),
-        model_name=model_name,
-        base_model=base_model and _code(base_model),
-        data_name=_code(data_name),
-        rows=fields["data"].get("rows", {}),
-        fingerprint=fields["data"].get("fingerprint"),
-        command=fields["command"],
-        facts=_facts(fields),
-        **of_template,
+    text = (
+        _templates()
+        .get_template(template.name)
+        .render(
+            card_data=card_data.to_yaml(),
+            model_name=model_name,
+            base_model=base_model and _code(base_model),
+            data_name=_code(data_name),
+            rows=fields["data"].get("rows", {}),
+            row_word=ROW_WORDS.get(task, "rows"),
+            fingerprint=fields["data"].get("fingerprint"),
+            license=license,
+            command=fields["command"],
+            facts=_facts(fields),
+            auto_class=AUTO_CLASSES[task],
+            version=fields["versions"].get("chinchilla_hf"),
+            **of_template,
+        )
     )
+    text = re.sub(r"\n{3,}", "\n\n", text)  # of blocks that are empty
+    card = ModelCard(text)  # which reads the metadata back
     write_atomically(path, f"{str(card).rstrip()}\n".encode())
+
+
+@functools.cache
+def _templates() -> jinja2.Environment:
+    return jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATE.parent), autoescape=False)
 
 
 def _data_name(fields: dict[str, Any]) -> str:
@@ -583,6 +609,9 @@ def _facts(fields: dict[str, Any]) -> list[tuple[str, str]]:
     for key, name in TRAINING_NAMES.items():
         if training.get(key) is not None:
             facts.append((name, _number(training[key], exponent=key == "flops")))
+    if training.get("energy"):
+        hours, watts = training["energy"]["watt_hours"], training["energy"]["assumed_watts"]
+        facts.append(("Energy, estimated", f"{hours:,.1f} Wh, if the machine takes {watts:g} W"))
     machine_parts = [
         str(machine[key]) + (" threads" if key == "threads" else "")
         for key in ("gpu", "cpu", "threads")

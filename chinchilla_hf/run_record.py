@@ -47,6 +47,10 @@ PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "sc
 # Instruction sets that decide how fast bfloat16, int8 and plain float32 are; names as in /proc/cpuinfo.
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "bf16", "i8mm")
 
+# Watts that an estimate of the energy of a run assumes: of a thread of a CPU, with its share of memory and supply, and
+# of any other device. Nobody measured them.
+ASSUMED_WATTS = {"cpu": 10.0, "accelerator": 400.0}
+
 # Options that hold a secret: hub_token, push_to_hub_token, --hf-token; but not mask_token.
 _SECRET_OPTION = re.compile(r"(--)?(\w+[_-])?((hub|hf|access|auth|api)[_-])token|(--)?token", re.IGNORECASE)
 
@@ -215,7 +219,8 @@ class RunRecord:
             (whether an example is two texts).
         model: see [`describe_model`].
         training: `steps`, `epochs`, `examples`, `tokens`, `seconds`, `flops`, `seed`, `resumed` (how often the run
-            was continued), `peak_memory_bytes`, `head` (a [`FittedHead`], where one was fitted; its seconds are in
+            was continued), `peak_memory_bytes`, `energy` (`watt_hours` and `assumed_watts`, an estimate that is made
+            when a finished run is written), `head` (a [`FittedHead`], where one was fitted; its seconds are in
             `seconds`).
         scores: `validation` and `test` (metric -> value, the keys of `chinchilla_hf.metrics`), `test_interval`
             (metric -> [low, high], 95%), `baseline` (`TfidfBaseline.scores`: `model`, `test`, `test_interval`,
@@ -259,8 +264,16 @@ class RunRecord:
         """
         if self.status not in STATUSES:
             raise ValueError(f"status is {self.status!r}, but a run is one of {', '.join(STATUSES)}: set one of these")
+        if self.status == "finished" and self.machine and self.training.get("seconds"):
+            self.training.setdefault("energy", self._energy(self.training["seconds"]))
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(path, f"{text}\n".encode())
+
+    def _energy(self, seconds: float) -> dict[str, float]:
+        """Of the training, estimated: see `ASSUMED_WATTS`."""
+        on_cpu = self.machine.get("device", "cpu") == "cpu"
+        watts = ASSUMED_WATTS["cpu"] * self.machine.get("threads", 1) if on_cpu else ASSUMED_WATTS["accelerator"]
+        return {"watt_hours": seconds * watts / 3600, "assumed_watts": watts}
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "RunRecord":

@@ -308,6 +308,18 @@ def test_card_of_labels_of_words_without_baseline_and_from_scratch(path):
         write_tagging_card(tagging_record(status="running"), path)
 
 
+def test_a_card_says_how_else_to_load_and_what_it_took(path):
+    record = finished_record(machine={"cpu": "AMD EPYC", "threads": 2, "gpu": None, "device": "cpu"})
+    record.write(path.parent / "run.json")
+    text = card_text(path, record)
+    assert 'AutoModelForSequenceClassification.from_pretrained("my-classifier", trust_remote_code=True)' in text
+    assert "import chinchilla_hf" in text and 'OnnxTextClassifier("exported")' in text
+    energy = RunRecord.read(path.parent / "run.json").training["energy"]
+    assert energy == {"watt_hours": pytest.approx(812.2341 * 20 / 3600), "assumed_watts": 20.0}
+    assert f"| Energy, estimated | {energy['watt_hours']:.1f} Wh, if the machine takes 20 W |" in text
+    assert "@software{chinchilla_hf," in text and "\n\n\n" not in text
+
+
 # Pretraining
 
 
@@ -344,7 +356,7 @@ def test_a_pretrained_model_has_a_card(tmp_path, task, shown):
     card = ModelCard.load(path)
     assert card.data.pipeline_tag == task and card.data.license == "mit" and not card.data.eval_results
     text = path.read_text()
-    for part in [*shown, "3.2199", "0.4123", "5,000 rows", "![Losses](loss.png)", "not DeepMind's 70B"]:
+    for part in [*shown, "3.2199", "0.4123", "5,000 rows", "![Losses while training](loss.png)", "not DeepMind's 70B"]:
         assert part in text
     assert "Planned" not in text
 
