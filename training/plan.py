@@ -28,6 +28,8 @@ from chinchilla_hf.scaling.study_fit import StudyFit, fit_study, plot_candidates
 
 logger = logging.getLogger("plan")
 
+COUNTED_CHARACTERS = 500_000_000
+
 
 @dataclass
 class PlanArguments:
@@ -70,14 +72,27 @@ class PlanArguments:
 
 
 def count_tokens(corpus: Corpus, data: CorpusArguments, fit: StudyFit) -> float:
-    """Tokens to train on, by the characters of the text and those of a token in the study."""
-    characters = documents = 0
-    for text in corpus.documents():
-        if data.max_documents is not None and documents >= data.max_documents:
+    """
+    Tokens to train on, by the characters of the text and those of a token in the study. Of very much text, a part is
+    counted, and the rest of the files estimated by their bytes.
+    """
+    characters = count = 0
+    documents = corpus.documents()
+    for text in documents:
+        if count == data.max_documents or characters >= COUNTED_CHARACTERS:
             break
-        characters, documents = characters + len(text), documents + 1
-    tokens = characters / fit.characters_per_token * (1 - data.validation_share)
-    logger.info("%s documents, %s characters, about %.3g tokens to train on", documents, characters, tokens)
+        characters, count = characters + len(text), count + 1
+    whole = 1.0
+    if characters >= COUNTED_CHARACTERS and data.max_documents is None:
+        whole = corpus.size / documents.bytes_read if corpus.size and documents.bytes_read else 1.0
+    tokens = whole * characters / fit.characters_per_token * (1 - data.validation_share)
+    logger.info(
+        "%s documents with %s characters%s: about %.3g tokens to train on",
+        f"{count:,}",
+        f"{characters:,}",
+        "" if whole == 1 else f", 1/{whole:.1f} of all",
+        tokens,
+    )
     return tokens
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..run_record import write_atomically
 from .flops import ParameterCounts
-from .laws import Interval
+from .laws import LARGEST_EXTRAPOLATION, ExtrapolationError, Interval
 from .machine import MachineProfile
 from .shapes import LADDER, Settings, Shape, pretraining_options, training_settings
 from .study_fit import StudyFit
@@ -192,7 +192,7 @@ def make_plan(
     Raises:
         PlanError: no budget or two, one that is too small, a text that is too short for it, or limits that nothing
             meets; the message says what would do.
-        ExtrapolationError: see [`FittedLaw.predict`].
+        ExtrapolationError: the budget is more than ten times the largest of the study.
     """
     if (seconds is None) == (flops is None):
         raise PlanError(f"seconds is {seconds} and flops {flops}: give one of them")
@@ -213,7 +213,7 @@ def make_plan(
     candidates: list[Candidate] = []
     too_large = []
     for shape in shapes:
-        candidate = _candidate(shape, fit, unique_tokens, seconds, flops, machine, devices, speed, extrapolate)
+        candidate = _candidate(shape, fit, unique_tokens, seconds, flops, machine, devices, speed)
         if candidate is None:
             continue
         if machine is not None and (candidate.memory_bytes or 0) > MEMORY_SHARE * machine.memory_bytes:
@@ -236,15 +236,21 @@ def make_plan(
             "the limits, or take a smaller vocabulary"
         )
     chosen = min(meeting, key=lambda candidate: candidate.loss.value)
+    if chosen.flops > LARGEST_EXTRAPOLATION * fit.largest_budget and not extrapolate:
+        raise ExtrapolationError(
+            f"{chosen.flops:.2g} FLOPs are {chosen.flops / fit.largest_budget:.0f} times the largest budget of the "
+            f"study, {fit.largest_budget:.2g}, and nobody knows whether its law holds there: run a study with larger "
+            "budgets, or say that it is to be believed (extrapolate)"
+        )
     most = 1 + SUPPORTED_REPEATS * fit.law.law.repeats
     if chosen.epochs > most:
-        enough = fit.law.predict(fit.parameters(chosen.parameters), chosen.tokens, extrapolate=extrapolate).value
+        enough = fit.law.law.loss(fit.parameters(chosen.parameters), chosen.tokens)
         raise PlanError(
             f"the budget would show every text {chosen.epochs:.0f} times, but what repeating is worth is known up to "
             f"{most:.0f} times: give a smaller budget, or more text; with {chosen.tokens:.3g} different tokens instead "
             f"of {unique_tokens:.3g} the loss would be {enough:.3f}"
         )
-    reasons = _reasons(fit, chosen, meeting, candidates, too_large, devices, scaling_factor, unique_tokens, extrapolate)
+    reasons = _reasons(fit, chosen, meeting, candidates, too_large, devices, scaling_factor, unique_tokens)
     return Plan(
         fit.objective,
         fit.vocab_size,
@@ -268,7 +274,6 @@ def _candidate(
     machine: MachineProfile | None,
     devices: int,
     speed: float,
-    extrapolate: bool,
 ) -> Candidate | None:
     """What the budget makes of a shape; `None` if it is not enough for a training."""
     per_token = shape.flops_per_token(fit.objective, fit.vocab_size, fit.row_length)
@@ -290,7 +295,7 @@ def _candidate(
         return None
     took = step_seconds(settings)
     counts = shape.parameters(fit.objective, fit.vocab_size)
-    loss = fit.law.predict(fit.parameters(counts), tokens, unique_tokens, extrapolate=extrapolate)
+    loss = fit.law.predict(fit.parameters(counts), tokens, unique_tokens, extrapolate=True)  # `make_plan` looks at that
     return Candidate(
         shape=shape,
         parameters=counts,
@@ -330,7 +335,6 @@ def _reasons(
     devices: int,
     scaling_factor: float | None,
     unique_tokens: float,
-    extrapolate: bool,
 ) -> list[str]:
     reasons = []
     place = meeting.index(chosen)
@@ -351,7 +355,7 @@ def _reasons(
     if chosen == candidates[-1] and too_large:
         reasons.append(f"Larger shapes, from {too_large[0]} on, need more memory than there is.")
     if chosen.epochs > 1:
-        enough = fit.law.predict(fit.parameters(chosen.parameters), chosen.tokens, extrapolate=extrapolate).value
+        enough = fit.law.law.loss(fit.parameters(chosen.parameters), chosen.tokens)
         reasons.append(
             f"Every text is seen {chosen.epochs:.1f} times; with {chosen.tokens:.2g} different tokens in place of "
             f"{unique_tokens:.2g} the loss would be {enough:.3f}."

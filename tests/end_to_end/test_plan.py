@@ -198,7 +198,7 @@ def test_the_runs_of_a_study_are_as_good_as_its_fit(plan, study, capsys):
     ("options", "message"),
     [
         ({"flops": 1e3}, "the budget is too small"),
-        ({"flops": 1e16}, "times the largest budget of the runs"),
+        ({"flops": 1e16}, "times the largest budget of the study"),
         ({"flops": 1.6e9, "objective": "causal"}, "--study is of masked runs, but --objective is causal: change one"),
         ({"flops": 1.6e9, "dataset": "nothing.jsonl"}, "nothing.jsonl"),
         ({"flops": 1.6e9, "max_milliseconds": 0}, "the limit is 0.0 s, expected a number above 0"),

@@ -129,7 +129,7 @@ def test_budgets_that_are_too_small_name_the_smallest(fit, machine):
 
 
 def test_far_beyond_the_study_only_when_told(fit):
-    with pytest.raises(ExtrapolationError, match="times the largest budget"):
+    with pytest.raises(ExtrapolationError, match="FLOPs are 1000 times the largest budget of the study"):
         make_plan(fit, PLENTY, flops=1e17)
     assert make_plan(fit, 1e15, flops=1e17, extrapolate=True).chosen.loss.value < 4
 
