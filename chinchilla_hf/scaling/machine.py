@@ -245,11 +245,11 @@ def machine_profile(
         logger.info("measuring this machine, about %d s: it is not to do anything else meanwhile", seconds)
         rows = random_rows(objective, vocab_size, row_length)
         measured = tuple(measure_shapes(rows, objective, vocab_size, row_length, arguments, seconds))
-    device = arguments.device
-    if device.type == "cpu":
+    counter = _memory_counter(arguments.device)
+    if counter is None:
         memory, base = available_memory(), float(psutil.Process().memory_info().rss)
     else:
-        memory, base = float(torch.accelerator.get_memory_info(device)[1]), 0.0
+        memory, base = float(counter.mem_get_info()[1]), 0.0
     profile = MachineProfile(hardware, objective, vocab_size, row_length, measured, memory, base)
     profile.write(path)
     return profile
@@ -422,27 +422,33 @@ def measure_steps(
 
 class MemoryWatch:
     """
-    The most memory that was taken since it was made.
-
-    On an accelerator by torch's count; on a CPU by Linux's, elsewhere not at all (0).
+    The most memory that was taken since it was made: on an accelerator by torch's count, elsewhere by Linux's, and
+    where there is neither, 0.
     """
 
     def __init__(self, device: torch.device):
-        self.device = device
         gc.collect()
-        self._begin = 0
-        if device.type == "cpu":
+        self._counter = _memory_counter(device)
+        if self._counter is not None:
+            self._counter.reset_peak_memory_stats()
+            self._begin = self._counter.memory_allocated()
+        else:
             _give_back_memory()
             self._begin = _resident("VmRSS") if _forget_peak() else -1
-        else:
-            torch.accelerator.reset_peak_memory_stats(device)
-            self._begin = torch.accelerator.memory_allocated(device)
 
     def bytes(self) -> float:
         """So far."""
-        if self.device.type != "cpu":
-            return float(torch.accelerator.max_memory_allocated(self.device) - self._begin)
+        if self._counter is not None:
+            return float(self._counter.max_memory_allocated() - self._begin)
         return 0.0 if self._begin < 0 else float(max(0, _resident("VmHWM") - self._begin))
+
+
+def _memory_counter(device: torch.device) -> Any:
+    """torch's module for `device` where that counts memory, as of CUDA."""
+    if device.type == "cpu":
+        return None
+    module = torch.get_device_module(device)
+    return module if hasattr(module, "max_memory_allocated") and hasattr(module, "mem_get_info") else None
 
 
 def _give_back_memory() -> None:
