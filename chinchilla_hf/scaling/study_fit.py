@@ -50,6 +50,7 @@ COUNTS = {
 # on the best size for so little text, which few runs tell.
 REPEATS = 15.387756
 CLEARLY = 0.9
+FEWEST_RUNS = 8
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,12 @@ class StudyFit:
         exponents: of the best size as a power of the budget, by L(N, D) of each of the three counts.
         residuals: how far the runs are off each of these laws.
         seed_noise: the standard deviation of the logarithm of the loss among seeds; 0 without any twice.
-        smallest_budget, largest_budget: FLOPs that were executed.
-        runs: how many.
+        held_out_error: the root mean square of what the logarithms of the losses of the largest budget are off, when
+            it is left out of the fit; 0 of fewer than three budgets.
+        smallest_budget, largest_budget: that the law is of: of the smallest ones, those are left out without which the
+            largest is predicted better. A model that has learned little more than how frequent words are is on another
+            curve.
+        runs: how many, of all budgets.
     """
 
     objective: str
@@ -85,6 +90,7 @@ class StudyFit:
     exponents: Mapping[str, Interval]
     residuals: Mapping[str, float]
     seed_noise: float
+    held_out_error: float
     smallest_budget: float
     largest_budget: float
     runs: int
@@ -161,17 +167,16 @@ def fit_study(runs: Sequence[StudyRun], *, bootstrap: int = 100, seed: int = 0) 
     """
     check_alike(runs)
     runs = in_order(runs)  # what is drawn from them depends on their order
-    tokens, losses = [run.tokens for run in runs], [run.loss for run in runs]
     try:
-        laws = {
-            name: fit_parametric([getattr(run, column) for run in runs], tokens, losses, bootstrap=bootstrap, seed=seed)
-            for name, column in COUNTS.items()
-        }
+        begin, held_out_error = _first_budget(runs)
+        of_law = [run for run in runs if run.budget >= begin]
+        laws = {name: _fit(of_law, column, bootstrap, seed) for name, column in COUNTS.items()}
     except ValueError as error:
         raise StudyError(f"the study is too small for a law: {error}") from None
     closest = min(laws, key=lambda name: laws[name].residual)
     # As the papers count, unless the runs clearly say otherwise.
     count = closest if laws[closest].residual < CLEARLY * laws["total"].residual else "total"
+    law = laws[count].with_repeats(REPEATS)
     first = runs[0]
     return StudyFit(
         objective=first.objective,
@@ -182,15 +187,40 @@ def fit_study(runs: Sequence[StudyRun], *, bootstrap: int = 100, seed: int = 0) 
         characters_per_token=first.characters_per_token,
         unique_tokens=first.unique_tokens,
         count=count,
-        law=laws[count].with_repeats(REPEATS),
+        # A run beyond the others is off as the largest budget was when it was held out, or as the runs are.
+        law=dataclasses.replace(law, residual=max(law.residual, held_out_error)),
         isoflop=_isoflop_fits(runs, seed),
         exponents={name: law.exponent() for name, law in laws.items()},
         residuals={name: law.residual for name, law in laws.items()},
         seed_noise=_seed_noise(runs),
-        smallest_budget=min(run.budget for run in runs),
+        held_out_error=held_out_error,
+        smallest_budget=begin,
         largest_budget=max(run.budget for run in runs),
         runs=len(runs),
     )
+
+
+def _fit(runs: Sequence[StudyRun], column: str, bootstrap: int, seed: int) -> FittedLaw:
+    sizes, tokens = [getattr(run, column) for run in runs], [run.tokens for run in runs]
+    return fit_parametric(sizes, tokens, [run.loss for run in runs], bootstrap=bootstrap, seed=seed)
+
+
+def _first_budget(runs: Sequence[StudyRun]) -> tuple[float, float]:
+    """From which budget on a law predicts the largest one best, of all parameters, and how far it is off then."""
+    *budgets, largest = sorted({run.budget for run in runs})
+    held_out = [run for run in runs if run.budget == largest]
+    errors: dict[float, float] = {}
+    for begin in budgets[:-1]:  # two budgets at least, for a law that is to go beyond them
+        known = [run for run in runs if begin <= run.budget < largest]
+        if len(known) < FEWEST_RUNS:
+            continue
+        law = _fit(known, "parameters", 0, 0).law
+        off = [math.log(law.loss(run.parameters, run.tokens) / run.loss) for run in held_out]
+        errors[begin] = math.sqrt(sum(value * value for value in off) / len(off))
+    if not errors:
+        return min([*budgets, largest]), 0.0
+    begin = min(errors, key=lambda budget: errors[budget])
+    return begin, errors[begin]
 
 
 def _isoflop_fits(runs: Sequence[StudyRun], seed: int) -> dict[str, IsoFlopFit]:
@@ -243,8 +273,8 @@ def describe(fit: StudyFit) -> str:
     """The laws in lines of text, beside the published ones."""
     law = fit.law.law
     lines = [
-        f"{fit.runs} runs, {fit.smallest_budget:.2g} to {fit.largest_budget:.2g} FLOPs; seeds differ by "
-        f"{fit.seed_noise:.2%}",
+        f"{fit.runs} runs; the law is of {fit.smallest_budget:.2g} to {fit.largest_budget:.2g} FLOPs; seeds differ by "
+        f"{fit.seed_noise:.2%}; the largest budget, held out, was predicted {fit.held_out_error:.2%} off",
         f"L(N, D) = {law.irreducible:.4g} + {law.size_factor:.4g} / N^{law.size_exponent:.3f} + "
         f"{law.data_factor:.4g} / D^{law.data_exponent:.3f}, N {fit.count.replace('_', ' ')}; runs are "
         f"{fit.law.residual:.2%} off",
