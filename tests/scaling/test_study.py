@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import itertools
 import math
+from importlib import resources
+from pathlib import Path
 
 import pytest
 from planted_study import LAW, planted_study
@@ -18,7 +20,7 @@ from chinchilla_hf.scaling.study import (
     shapes_around,
     write_study,
 )
-from chinchilla_hf.scaling.study_fit import StudyFit, describe, fit_study, plot_candidates, plot_study
+from chinchilla_hf.scaling.study_fit import StudyFit, describe, fit_study, plot_candidates, plot_study, shipped_fit
 
 
 @pytest.fixture(scope="module")
@@ -214,3 +216,28 @@ def test_other_laws_are_found_too(law):
     fit = fit_study(planted_study(law, noise=0.001, seed=3), bootstrap=2)
     assert fit.law.law.exponent == pytest.approx(law.exponent, abs=0.05)
     assert math.isfinite(fit.law.law.repeats)
+
+
+# The studies that are shipped
+
+
+@pytest.mark.parametrize("objective", ["masked", "causal"])
+def test_the_shipped_fit_is_that_of_the_shipped_runs(objective):
+    folder = Path(str(resources.files("chinchilla_hf.scaling") / "studies"))
+    runs, fit = read_study(folder / f"{objective}.csv"), shipped_fit(objective)
+    assert fit.objective == objective and fit.runs == len(runs)
+    again = fit_study(runs, bootstrap=2)
+    assert (again.smallest_budget, again.largest_budget, again.count) == (
+        fit.smallest_budget,
+        fit.largest_budget,
+        fit.count,
+    )
+    for shape, tokens in ((LADDER[4], 5e6), (LADDER[7], 1e7)):
+        size = fit.parameters(shape.parameters(objective, fit.vocab_size))
+        assert again.law.law.loss(size, tokens) == pytest.approx(fit.law.law.loss(size, tokens), rel=1e-3)
+    assert (folder / f"{objective}.png").is_file()
+
+
+def test_there_is_no_fit_of_another_objective():
+    with pytest.raises(ValueError, match="objective is 'seq2seq', expected one of masked, causal"):
+        shipped_fit("seq2seq")
