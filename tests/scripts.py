@@ -142,6 +142,7 @@ def _run_here(
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), descriptor)
     machine.matmul_flops_per_second = QUICK_MEASUREMENT
     if signal_at is not None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs do not have
         send_signal_at(*signal_at)
     runpy.run_path(path, run_name="__main__")
 

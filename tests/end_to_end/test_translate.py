@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import HfApi, RepoUrl
-from huggingface_hub.utils import filter_repo_objects
+from hub_server import HubServer
 from safetensors.torch import load_file
-from scripts import read_record, run_forked, run_script, words
+from scripts import TRAINING, read_record, run_forked, run_script, words
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
 from chinchilla_hf import ChinchillaForConditionalGeneration
@@ -122,23 +121,18 @@ for name in ({str(out)!r}, "copy"):
     assert result.stdout.split() == [ascii(translated[0]["translation_text"])] * 2
 
 
-def test_the_finished_folder_is_uploaded(translate, tmp_path, monkeypatch):
-    """As far as the client of the Hub, which has no Hub to talk to here."""
-    calls = []
-    monkeypatch.setattr(HfApi, "whoami", lambda self: calls.append("whoami"))
-    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **kwargs: calls.append(name) or RepoUrl(f"me/{name}"))
-
-    def upload_folder(self, *, repo_id, folder_path, ignore_patterns, **kwargs):
-        files = [str(path.relative_to(folder_path)) for path in folder_path.rglob("*") if path.is_file()]
-        calls.append((repo_id, set(filter_repo_objects(files, ignore_patterns=ignore_patterns))))
-
-    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+def test_the_finished_folder_is_uploaded(tmp_path):
+    """To a server that speaks the Hub's protocol, without what the training leaves."""
     options = {**TINY, "max_steps": 4, "save_steps": 2, "keep_checkpoints": True, "push_to_hub": True}
     out = tmp_path / "out"
-    printed = translate(dataset=write_pairs(tmp_path / "data"), output_dir=out, hub_model_id="mine", **options)
-    assert list_checkpoints(out) and calls[:2] == ["whoami", "mine"] and len(calls) == 3
-    repo_id, files = calls[2]
-    assert repo_id == "me/mine" and "pushed to https://huggingface.co/me/mine" in printed
+    options |= {"dataset": write_pairs(tmp_path / "data"), "output_dir": out, "hub_model_id": "mine"}
+    with HubServer() as hub:
+        command = [sys.executable, str(TRAINING / "translate.py"), *words(options)]
+        environment = hub.environment(tmp_path / "home")
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+        assert list_checkpoints(out) and f"pushed to {hub.endpoint}/me/mine" in ended.stdout
+        files = set(hub.files("me/mine"))
     assert {"model.safetensors", "pipeline_chinchilla.py", "README.md", "run.json"} < files
     assert not any(name.startswith("checkpoint-") for name in files)
 
