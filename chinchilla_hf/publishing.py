@@ -5,9 +5,9 @@ Before a folder goes to the Hub: what is wrong with it. And the way there, in on
     publish("runs/tweets", "me/tweets", tag="v1")
 """
 
+import contextlib
 import fnmatch
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -22,9 +22,8 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
 from transformers import TrainingArguments
 
+from . import __version__
 from .run_record import RunRecord, write_atomically
-
-logger = logging.getLogger(__name__)
 
 # What a training leaves in its folder beside the model.
 LEFT_BEHIND = ["checkpoint-*", "runs/*", "stages/*", "*.log", "*.tmp"]
@@ -33,6 +32,10 @@ PACKAGE = Path(__file__).parent
 EXPORT_RECORD = "export.json"
 # The Hub's identifiers (huggingface.co/docs/hub/repositories-licenses), one a line.
 LICENSES = frozenset((PACKAGE / "templates" / "licenses.txt").read_text(encoding="utf-8").split())
+
+
+# Of whatever HTTP client huggingface_hub is built on. Large files that do not get there are a RuntimeError.
+HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 
 
 class PublishError(ValueError):
@@ -97,7 +100,11 @@ def check_folder(folder: str | os.PathLike[str], *, load: bool = True) -> list[s
         problems += _label_problems(config)
         if not [*folder.glob("model*.safetensors")]:
             problems.append("there is no model.safetensors: let the run end")
-        problems += [f"{name}: {reason}" for name, reason in stale_code(folder).items()]
+        problems += [
+            f"{name} differs from that of chinchilla_hf {__version__}, so the two may compute different things: add "
+            "--refresh_code true"
+            for name in stale_code(folder)
+        ]
         if load and not problems:
             problems += _load_problems(folder, config)
     return problems
@@ -169,21 +176,14 @@ def code_files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.glob("*.py")) if (PACKAGE / path.name).is_file()]
 
 
-def stale_code(folder: str | os.PathLike[str]) -> dict[str, str]:
-    """Code files of a checkpoint that are not those of this version of the package, with what to do about it."""
-    reason = "differs from that of chinchilla_hf {}, so the two may compute different things: add --refresh_code"
-    from . import __version__
-
-    return {
-        path.name: reason.format(__version__)
-        for path in code_files(Path(folder))
-        if path.read_bytes() != (PACKAGE / path.name).read_bytes()
-    }
+def stale_code(folder: str | os.PathLike[str]) -> list[str]:
+    """Names of the code files of a checkpoint that are not those of this version of the package."""
+    return [path.name for path in code_files(Path(folder)) if path.read_bytes() != (PACKAGE / path.name).read_bytes()]
 
 
 def refresh_code(folder: str | os.PathLike[str]) -> list[str]:
     """Replace code files of a checkpoint by those of this version of the package; their names."""
-    names = list(stale_code(folder))
+    names = stale_code(folder)
     for name in names:
         write_atomically(Path(folder) / name, (PACKAGE / name).read_bytes())
     return names
@@ -295,33 +295,27 @@ def publish(
     return Published(str(url), commit.oid, len(files))
 
 
-class _told_plainly:
-    """What the Hub and the network raise, as `PublishError`s in one line."""
+@contextlib.contextmanager
+def _told_plainly(api: HfApi, repo_id: str) -> Iterator[None]:
+    """What the Hub and the network raise, as a `PublishError` in one line."""
+    try:
+        yield
+    except (OSError, RuntimeError, HTTP_ERROR) as error:
+        raise PublishError(_reason(error, f"{repo_id} on {api.endpoint}")) from error
 
-    def __init__(self, api: HfApi, repo_id: str):
-        self.api, self.repo_id = api, repo_id
 
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None or isinstance(error, PublishError) or not isinstance(error, Exception):
-            return
-        raise PublishError(self._reason(error)) from error
-
-    def _reason(self, error: Exception) -> str:
-        where = f"{self.repo_id} on {self.api.endpoint}"
-        if isinstance(error, LocalTokenNotFoundError):
-            return f"nobody is logged in who could write to {where}: run `hf auth login`, or set HF_TOKEN"
-        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-        if isinstance(error, RepositoryNotFoundError):
-            return f"{where} cannot be found or written with this token: check its name, and what the token may do"
-        if status == 401:
-            return f"the token is wrong or has expired ({where}): run `hf auth login`, or set HF_TOKEN"
-        if status == 403:
-            return f"the token may not write to {where}: choose a name of your own, or a token that may"
-        lines = str(error).splitlines() or [repr(error)]
-        return f"the upload to {where} broke off ({lines[0]}): nothing changed there; the same command goes on"
+def _reason(error: Exception, where: str) -> str:
+    if isinstance(error, LocalTokenNotFoundError):
+        return f"nobody is logged in who could write to {where}: run `hf auth login`, or set HF_TOKEN"
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if isinstance(error, RepositoryNotFoundError):
+        return f"{where} cannot be found or written with this token: check its name, and what the token may do"
+    if status == 401:
+        return f"the token is wrong or has expired ({where}): run `hf auth login`, or set HF_TOKEN"
+    if status == 403:
+        return f"the token may not write to {where}: choose a name of your own, or a token that may"
+    lines = str(error).splitlines() or [repr(error)]
+    return f"the upload to {where} broke off ({lines[0]}): nothing changed there; the same command goes on"
 
 
 def check_access(options: TrainingArguments) -> None:
@@ -360,8 +354,3 @@ def push_folder(folder: Path, options: TrainingArguments, message: str) -> str:
         token=options.hub_token,
     )
     return published.url
-
-
-def report(problems: list[str]) -> Iterator[str]:
-    """A line for each."""
-    return (f"- {problem}" for problem in problems)

@@ -109,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._serve()
 
-    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET
 
     def _serve(self) -> None:
         url = urlparse(self.path)
@@ -275,11 +275,6 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Answer(404, f"{folder} does not exist", "EntryNotFound")
         self._send(200, [self._entry(name, content) for name, content in sorted(inside.items())])
 
-    def paths(self, repo_id: str, revision: str) -> None:
-        _, files = self._revision(repo_id, revision)
-        asked = json.loads(self.body)["paths"] if self.body.startswith(b"{") else parse_qs(self.body.decode())["paths"]
-        self._send(200, [self._entry(name, files[name]) for name in asked if name in files])
-
     def _entry(self, name: str, content: bytes) -> dict[str, object]:
         entry: dict[str, object] = {"type": "file", "path": name, "size": len(content), "oid": _blob_id(content)}
         if name.endswith(LARGE):
@@ -295,21 +290,6 @@ class _Handler(BaseHTTPRequestHandler):
         )
         self._send(200, {"branches": branches, "tags": tags, "converts": []})
 
-    def commits(self, repo_id: str, revision: str) -> None:
-        repository = self._repository(repo_id)
-        self._revision(repo_id, revision)
-        found = [
-            {
-                "id": oid,
-                "title": repository.messages[oid],
-                "message": "",
-                "authors": [],
-                "date": "2026-01-01T00:00:00.000Z",
-            }
-            for oid in reversed(repository.history)
-        ]
-        self._send(200, found)
-
     def branch(self, repo_id: str, name: str) -> None:
         repository = self._repository(repo_id, write=True)
         if name in repository.branches:
@@ -324,18 +304,6 @@ class _Handler(BaseHTTPRequestHandler):
         if name in repository.tags:
             raise _Answer(409, f"Tag reference exists already: {name}")
         repository.tags[name] = self._revision(repo_id, revision)[0]
-        self._send(200, {})
-
-    def delete_tag(self, repo_id: str, name: str) -> None:
-        if self._repository(repo_id, write=True).tags.pop(name, None) is None:
-            raise _Answer(404, f"no tag {name}", "RevisionNotFound")
-        self._send(200, {})
-
-    def delete(self) -> None:
-        asked = json.loads(self.body)
-        repo_id = f"{asked.get('organization') or self._user(needed=True)}/{asked['name']}"
-        self._repository(repo_id, write=True)
-        del self.hub.repositories[repo_id]
         self._send(200, {})
 
     def resolve(self, repo_id: str, revision: str, name: str) -> None:
@@ -361,16 +329,12 @@ REPO = r"([^/]+/[^/]+)"
 ROUTES = [
     ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/repos/create", "create"),
-    ("DELETE", r"/api/repos/delete", "delete"),
     ("POST", r"/api/validate-yaml", "validate"),
     ("POST", rf"/api/models/{REPO}/preupload/(.+)", "preupload"),
     ("POST", rf"/api/models/{REPO}/commit/(.+)", "commit"),
     ("POST", rf"/api/models/{REPO}/branch/(.+)", "branch"),
     ("POST", rf"/api/models/{REPO}/tag/(.+)", "tag"),
-    ("DELETE", rf"/api/models/{REPO}/tag/(.+)", "delete_tag"),
-    ("POST", rf"/api/models/{REPO}/paths-info/(.+)", "paths"),
     ("GET", rf"/api/models/{REPO}/refs", "refs"),
-    ("GET", rf"/api/models/{REPO}/commits/(.+)", "commits"),
     ("GET", rf"/api/models/{REPO}/tree/([^/]+)", "tree"),
     ("GET", rf"/api/models/{REPO}/tree/([^/]+)/(.+)", "tree"),
     ("GET", rf"/api/models/{REPO}", "info"),

@@ -194,6 +194,7 @@ def main() -> None:
             max_parameters=options.max_parameters,
             allowed=allowed,
             extrapolate=options.extrapolate,
+            same_text=corpus.fingerprint().startswith(fit.data),
         )
         logger.info("planned in %.2f s", time.perf_counter() - began)
     print(table(plan, options.cost_per_hour))

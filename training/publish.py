@@ -13,7 +13,7 @@ import logging
 import sys
 from dataclasses import dataclass, field
 
-from chinchilla_hf.publishing import check_folder, complete_card, publish, refresh_code, report
+from chinchilla_hf.publishing import check_folder, complete_card, publish, refresh_code
 from chinchilla_hf.recipes import one_line_errors, parse_options
 
 logger = logging.getLogger("publish")
@@ -55,7 +55,8 @@ def main() -> None:
                 logger.info("%s is now that of this version", name)
         problems = check_folder(options.folder)
         if problems:
-            sys.exit("\n".join([f"error: {options.folder} is not ready for the Hub:", *report(problems)]))
+            listed = "\n".join(f"- {problem}" for problem in problems)
+            sys.exit(f"error: {options.folder} is not ready for the Hub:\n{listed}")
         if options.check_only:
             print(f"{options.folder} is ready for the Hub")
             return

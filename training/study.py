@@ -13,14 +13,17 @@ repeat the command.
 import dataclasses
 import hashlib
 import logging
+import os
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig
 
 from chinchilla_hf.data.corpora import CorpusArguments
@@ -96,6 +99,7 @@ class Runner:
         self.study = study
         self.folder = Path(study.output_dir)
         self.done: dict[str, StudyRun] = {}
+        self._lock = threading.Lock()  # of `done` and its file, where several runs end at a time
         tokenizer = pretraining_tokenizer(
             corpus.corpus(),
             causal=study.objective == "causal",
@@ -123,7 +127,7 @@ class Runner:
         recipe = self.folder / "recipes" / f"{folder.name}.yaml"
         options = self._options(budget, shape, seed) | {"output_dir": str(folder)}
         write_recipe(recipe, options, f"A run of {budget:g} FLOPs.")
-        train(recipe, folder.with_suffix(".log"))
+        train(recipe, folder.with_suffix(".log"), self.study.processes)
         record = finished_run(folder)
         if record is None:
             raise SystemExit(f"error: {folder} holds no finished run: see {folder.with_suffix('.log')}")
@@ -151,16 +155,19 @@ class Runner:
             )
         for weights in folder.glob("*.safetensors"):  # which nobody asked for
             weights.unlink()
-        self.done[folder.name] = row(record, folder, self.study, budget, shape)
-        write_study(self.folder / STUDY, self.done.values())
+        with self._lock:
+            self.done[folder.name] = row(record, folder, self.study, budget, shape)
+            write_study(self.folder / STUDY, self.done.values())
 
 
-def train(recipe: Path, log: Path) -> None:
-    """Run `training/pretrain.py`; what it prints goes to `log`."""
+def train(recipe: Path, log: Path, processes: int) -> None:
+    """Run `training/pretrain.py` as one of so many; what it prints goes to `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)
+    threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // processes))} if processes > 1 else {}
+    command = [sys.executable, str(PRETRAIN), str(recipe)]
     with open(log, "ab") as file:
         code = subprocess.run(
-            [sys.executable, str(PRETRAIN), str(recipe)], stdout=file, stderr=subprocess.STDOUT, check=False
+            command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **threads}, check=False
         ).returncode
     if code:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()

@@ -98,6 +98,8 @@ class Plan:
         rows = max(1, round(chosen.settings.rows / self.devices))
         settings = dataclasses.replace(chosen.settings, rows=rows)
         options = pretraining_options(self.objective, chosen.shape, settings, self.vocab_size, self.row_length)
+        # Evaluations would be paid for with time that the plan gives to steps; there is one at the end.
+        options |= {"eval_strategy": "no"}
         if self.seconds is not None:
             return options | {"max_minutes": self.seconds / 60}
         return options | {"max_steps": chosen.steps}
@@ -169,6 +171,7 @@ def make_plan(
     allowed: Callable[[Shape], bool] | None = None,
     shapes: Sequence[Shape] = LADDER,
     extrapolate: bool = False,
+    same_text: bool = True,
 ) -> Plan:
     """
     The shape of `shapes` with the lowest predicted loss, of those that the budget, the memory and the limits allow.
@@ -188,6 +191,7 @@ def make_plan(
         allowed: whether a shape may be taken, for other limits, such as the time of an answer.
         shapes: to choose from.
         extrapolate: also far beyond the runs of the study.
+        same_text: whether the study is of this text; if not, the plan says that its losses are of another one.
 
     Raises:
         PlanError: no budget or two, one that is too small, a text that is too short for it, or limits that nothing
@@ -251,6 +255,11 @@ def make_plan(
             f"of {unique_tokens:.3g} the loss would be {enough:.3f}"
         )
     reasons = _reasons(fit, chosen, meeting, candidates, too_large, devices, scaling_factor, unique_tokens)
+    if not same_text:
+        reasons.append(
+            "The study is of another text: sizes and tokens are near, but expect another loss. A study of this text "
+            "(training/study.py) tells it."
+        )
     return Plan(
         fit.objective,
         fit.vocab_size,

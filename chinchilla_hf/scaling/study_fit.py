@@ -61,7 +61,6 @@ class StudyFit:
     Args:
         objective, tokenizer, data, row_length, vocab_size: which the runs share, see [`StudyRun`].
         characters_per_token: of its text.
-        unique_tokens: of its text.
         count: which parameters its law takes for N: `"total"`, as the papers do, unless the runs are clearly less off
             by `"without_embeddings"` or `"with_head"`.
         law: L(N, D).
@@ -83,7 +82,6 @@ class StudyFit:
     row_length: int
     vocab_size: int
     characters_per_token: float
-    unique_tokens: float
     count: str
     law: FittedLaw
     isoflop: Mapping[str, IsoFlopFit]
@@ -185,7 +183,6 @@ def fit_study(runs: Sequence[StudyRun], *, bootstrap: int = 100, seed: int = 0) 
         row_length=first.row_length,
         vocab_size=first.vocab_size,
         characters_per_token=first.characters_per_token,
-        unique_tokens=first.unique_tokens,
         count=count,
         # A run beyond the others is off as the largest budget was when it was held out, or as the runs are.
         law=dataclasses.replace(law, residual=max(law.residual, held_out_error)),

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,19 +39,13 @@ def corpus(tmp_path_factory) -> Path:
     return path
 
 
-def train_here(monkeypatch, recipe: Path, log: Path) -> None:
-    """As `study.train`, without the start of a new interpreter."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    run_script("pretrain", monkeypatch, [str(recipe)])
-
-
 def run_study(monkeypatch, arguments: list[str]) -> list[Path]:
-    """The recipes of the runs that were made."""
+    """The recipes of the runs that were made, each in this process: a new interpreter takes longer than they do."""
     made = []
 
-    def train(recipe: Path, log: Path) -> None:
+    def train(recipe: Path, log: Path, processes: int) -> None:
         made.append(recipe)
-        train_here(monkeypatch, recipe, log)
+        run_script("pretrain", monkeypatch, [str(recipe)])
 
     script = load_script("study", monkeypatch)
     monkeypatch.setattr(script, "train", train)
@@ -104,7 +99,27 @@ def test_a_run_that_fails_ends_the_study_with_its_reason(corpus, tmp_path, monke
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"dataset": str(corpus), "masking_rate": 3, "output_dir": str(tmp_path / "run")}))
     with pytest.raises(SystemExit, match=r"recipe.yaml failed: error: masking rate \(start\) is 3.0, but must be"):
-        script.train(recipe, tmp_path / "run.log")
+        script.train(recipe, tmp_path / "run.log", 1)
+
+
+def test_runs_at_a_time_share_the_threads_and_the_file(corpus, tmp_path, monkeypatch):
+    """In processes of their own, as a study really trains."""
+    threads = []
+    original = subprocess.run
+
+    def run(command, **options):
+        threads.append(options["env"]["OMP_NUM_THREADS"])
+        return original(command, **options)
+
+    script = load_script("study", monkeypatch)
+    monkeypatch.setattr(script.subprocess, "run", run)
+    monkeypatch.setattr(script.torch, "get_num_threads", lambda: 3)
+    options = {"dataset": corpus, "output_dir": tmp_path / "study", "validation_share": 0.1, **QUICK, "processes": 3}
+    monkeypatch.setattr(sys, "argv", ["study.py", *words(options), "--budgets", "4e8"])
+    with pytest.raises(SystemExit, match="the study is too small for a law: there are 4 runs"):
+        script.main()
+    assert threads == ["1"] * 4
+    assert len(read_study(tmp_path / "study" / "study.csv")) == 4
 
 
 @pytest.mark.parametrize(
@@ -153,6 +168,7 @@ def test_a_plan_is_trained_and_compared_with_what_came_out(plan, monkeypatch, ca
     assert (folder / "plan.png").stat().st_size > 5_000
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     prediction = json.loads((folder / "plan.json").read_text())
+    assert recipe["eval_strategy"] == "no"  # the plan's time is for steps
     assert recipe["max_steps"] == prediction["steps"] and recipe["vocab_size"] == 137  # all that the text gives
 
     run_script("pretrain", monkeypatch, [str(folder / "recipe.yaml")])
@@ -179,11 +195,32 @@ def test_a_plan_in_time_ends_in_time(plan, monkeypatch):
     assert record["training"]["steps"] > 10
 
 
-def test_limits_and_devices(plan, capsys):
-    plan(flops=1.6e9, max_parameters=5000, devices=2)
+def test_several_devices_share_the_batch(plan, capsys):
+    folder = plan(hours=1 / 3600, devices=2)
     printed = capsys.readouterr().out
-    assert "Without the limits it would be" in printed or "5," not in printed.split("->")[1].split()[2]
-    assert "2 devices are assumed" in printed
+    assert "2 devices are assumed to be 1.8 times as fast" in printed
+    batch = int(re.search(r"batches of (\d+) rows", printed)[1])
+    rows = yaml.safe_load((folder / "recipe.yaml").read_text())["per_device_train_batch_size"]
+    assert 2 * rows == pytest.approx(batch, abs=1)
+
+
+def test_another_text_is_named(plan, tmp_path, capsys):
+    plan(flops=1.6e9)
+    assert "The study is of another text" not in capsys.readouterr().out
+    (tmp_path / "other.txt").write_text("another text\n\n" * 4000)
+    plan(flops=1.6e9, dataset=tmp_path / "other.txt")
+    assert "The study is of another text" in capsys.readouterr().out
+
+
+def test_of_much_text_a_part_is_counted(corpus, monkeypatch, study):
+    script = load_script("plan", monkeypatch)
+    data, fit = script.CorpusArguments(dataset=str(corpus)), StudyFit.read(study / "fit.json")
+    whole = script.count_tokens(data.corpus(), data, fit)
+    assert whole == pytest.approx(0.99 * sum(map(len, data.corpus().documents())) / fit.characters_per_token)
+    monkeypatch.setattr(script, "COUNTED_CHARACTERS", 20_000)
+    assert script.count_tokens(data.corpus(), data, fit) == pytest.approx(whole, rel=0.5)  # files are read in blocks
+    data.max_documents = 60
+    assert script.count_tokens(data.corpus(), data, fit) == pytest.approx(whole / 10, rel=0.2)
 
 
 def test_the_runs_of_a_study_are_as_good_as_its_fit(plan, study, capsys):
@@ -201,6 +238,11 @@ def test_the_runs_of_a_study_are_as_good_as_its_fit(plan, study, capsys):
         ({"flops": 1e16}, "times the largest budget of the study"),
         ({"flops": 1.6e9, "objective": "causal"}, "--study is of masked runs, but --objective is causal: change one"),
         ({"flops": 1.6e9, "dataset": "nothing.jsonl"}, "nothing.jsonl"),
+        (
+            {"flops": 1.6e9, "max_parameters": 1000},
+            "no shape meets the limits: the smallest, 8 x 2, has 3,097 parameters",
+        ),
+        ({"flops": 1.6e9, "max_milliseconds": 1e-6}, "no shape meets the limits"),
         ({"flops": 1.6e9, "max_milliseconds": 0}, "the limit is 0.0 s, expected a number above 0"),
     ],
 )
