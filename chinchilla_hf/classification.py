@@ -14,7 +14,7 @@ from transformers.trainer_utils import PredictionOutput
 
 from .baselines import tfidf_baseline
 from .data.labelled import LabelledData, load_labelled
-from .metrics import confidence_interval, plot_confusion_matrix, predictions_from_logits
+from .metrics import confidence_interval, plot_confusion_matrix, plot_loss_curve, predictions_from_logits
 from .model_card import write_model_card
 from .output_folder import RUN_RECORD, list_checkpoints, save_model_folder
 from .recipes import resolve_location
@@ -196,20 +196,15 @@ def save_classifier(
     test: PredictionOutput,
     options: ClassifierRunArguments,
 ) -> None:
-    """The finished folder of a run: model, tokenizer, confusion matrix, record and card, and no checkpoints."""
+    """The finished folder of a run: model, tokenizer, pictures, record and card, and no checkpoints."""
     save_model_folder(plain_model(trainer.accelerator.unwrap_model(trainer.model)), tokenizer, folder)
     if data.problem_type == "single_label_classification":
         predictions = predictions_from_logits(test.predictions, data.problem_type)
         plot_confusion_matrix(test.label_ids, predictions, data.label_names, folder / "confusion_matrix.png")
+    plot_loss_curve(trainer.state.log_history, folder / "loss.png", unit=None)
     record.status = "finished"
     record.write(folder / RUN_RECORD)
-    write_model_card(
-        record,
-        folder / "README.md",
-        model_name=options.hub_model_id,
-        license=options.license,
-        language=options.language,
-    )
+    write_model_card(record, folder / "README.md")
     if not options.keep_checkpoints:
         for path in list_checkpoints(folder):
             shutil.rmtree(path)

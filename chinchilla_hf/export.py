@@ -30,9 +30,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from .export_card import write_export_card
 from .export_edge import check_format, check_formats, write_format
 from .metrics import predictions_from_logits
-from .model_card import write_export_card
 from .modeling_chinchilla import ChinchillaForSequenceClassification, ChinchillaPreTrainedModel
 from .run_record import describe_machine, package_versions, write_atomically
 from .runtime import EXPORT_RECORD, FORMAT, FULL, QUANTIZED, OnnxEncoder, OnnxTextClassifier

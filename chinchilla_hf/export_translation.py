@@ -32,7 +32,7 @@ from .export import (
     refuse,
     write_onnx,
 )
-from .model_card import write_translator_export_card
+from .export_card import write_translator_export_card
 from .modeling_chinchilla_seq2seq import ChinchillaForConditionalGeneration
 from .pipeline_chinchilla import ChinchillaTranslationPipeline
 from .run_record import describe_machine, package_versions, write_atomically

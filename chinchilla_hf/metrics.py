@@ -554,7 +554,9 @@ def _confusion_figure(counts: np.ndarray, label_names: Sequence[str]) -> "Figure
     return figure
 
 
-def plot_loss_curve(log_history: Sequence[dict[str, float]], path: str | os.PathLike[str]) -> None:
+def plot_loss_curve(
+    log_history: Sequence[dict[str, float]], path: str | os.PathLike[str], unit: str | None = "nats a token"
+) -> None:
     """
     Draw the losses of a run by its steps, as PNG, and write the file as a whole or not at all. BLEU, where it was
     measured, gets a picture of its own below.
@@ -562,6 +564,7 @@ def plot_loss_curve(log_history: Sequence[dict[str, float]], path: str | os.Path
     Args:
         log_history: `trainer.state.log_history`.
         path: of the picture.
+        unit: of the loss.
 
     Raises:
         ValueError: there is no loss in it.
@@ -582,7 +585,7 @@ def plot_loss_curve(log_history: Sequence[dict[str, float]], path: str | os.Path
         if points:
             steps, losses = zip(*points, strict=True)
             axes.plot(steps, losses, style, label=f"{label} (last: {losses[-1]:.3f})", markersize=3, linewidth=1.2)
-    axes.set_ylabel("loss (nats a token)")
+    axes.set_ylabel("loss" if unit is None else f"loss ({unit})")
     axes.legend()
     for lower in below:
         steps, scores = zip(*bleu, strict=True)

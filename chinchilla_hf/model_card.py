@@ -1,14 +1,17 @@
 """
-The model card of a pretrained model, a classifier of texts or of words, a translator, a model that answers questions,
-or an export: `README.md` of its folder, its page on the Hub.
+The model card of a run, whatever its task: `README.md` of its folder, its page on the Hub.
+
+    write_model_card(RunRecord.read("runs/tweets/run.json"), "runs/tweets/README.md", license="apache-2.0")
 
 Everything in it comes from the record beside it, so that no number can stand there that no run has given.
 """
 
+import dataclasses
 import functools
+import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +20,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from .output_folder import RUN_RECORD
 from .run_record import RunRecord, write_atomically
+from .runtime import EXPORT_RECORD
 
-TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
-TRANSLATION_TEMPLATE = TEMPLATE.with_name("translation_card.md.jinja")
-ANSWERING_TEMPLATE = TEMPLATE.with_name("answering_card.md.jinja")
-EXPORT_TEMPLATE = TEMPLATE.with_name("export_card.md.jinja")
-TRANSLATOR_EXPORT_TEMPLATE = TEMPLATE.with_name("translator_export_card.md.jinja")
-TAGGING_TEMPLATE = TEMPLATE.with_name("tagging_card.md.jinja")
-PRETRAINING_TEMPLATE = TEMPLATE.with_name("pretraining_card.md.jinja")
-
-# Of an export, by its task: what runs it, and where that is.
-EXPORT_RUNTIMES = {
-    "text-classification": ("runtime", "OnnxTextClassifier"),
-    "token-classification": ("runtime_encoder", "OnnxTokenClassifier"),
-    "question-answering": ("runtime_answering", "OnnxQuestionAnswerer"),
-    "feature-extraction": ("runtime_encoder", "OnnxTextEncoder"),
-}
+TEMPLATES = Path(__file__).parent / "templates"
 
 # Our metric -> its name in the card, and the name of its family in the Hub's list of metrics.
 METRIC_NAMES = {
@@ -77,17 +68,33 @@ TRAINING_NAMES = {
     "seed": "Seed",
     "resumed": "Times resumed",
 }
-# Task -> the Auto class of its models, and what a row of its data is called.
-AUTO_CLASSES = {
-    "text-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "translation": "AutoModelForSeq2SeqLM",
-    "fill-mask": "AutoModelForMaskedLM",
-    "text-generation": "AutoModelForCausalLM",
+# What stands in an export's figures -> what it is called.
+EXPORT_NAMES = {
+    "torch": "PyTorch, float32",
+    "float32": "ONNX Runtime, float32",
+    "int8": "ONNX Runtime, int8",
 }
-ROW_WORDS = {"token-classification": "sentences", "question-answering": "questions", "translation": "pairs"}
+LOSSES, CONFUSIONS = "loss.png", "confusion_matrix.png"
 _LOCAL_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".arrow", ".gz", ".zip")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """
+    What the cards of a task have of their own.
+
+    Args:
+        template: in `templates`.
+        facts: from the fields of the record and the folder of the card, what the template asks for; `metrics` among it:
+            title, name of the family in the Hub's list, and test score of each.
+        auto_class: that loads the model.
+        rows: what a row of its data is called.
+    """
+
+    template: str
+    facts: Callable[[dict[str, Any], Path], dict[str, Any]]
+    auto_class: str
+    rows: str = "rows"
 
 
 def write_model_card(
@@ -97,248 +104,229 @@ def write_model_card(
     model_name: str | None = None,
     license: str | None = None,
     language: str | list[str] | None = None,
-    image: str = "confusion_matrix.png",
+    **metadata: Any,
 ) -> None:
     """
-    Write the card of a fine-tuned text classifier, as a whole or not at all.
+    Write the card of a finished run, as a whole or not at all.
 
     Args:
-        record: of a finished run; see [`RunRecord`] for the keys. What it does not hold, the card does not say.
-        path: the card, `README.md` in the checkpoint folder.
-        model_name: title, and what to load: `"me/my-classifier"`; the name of the folder if not given.
-        license: identifier on the Hub (`"apache-2.0"`); only you know it, so there is no default.
-        language: code (`"en"`), or several.
-        image: file name of the confusion matrix, shown if it is beside the card.
+        record: of the run; see [`RunRecord`] for the keys. What it does not hold, the card does not say.
+        path: the card, `README.md` in the checkpoint folder. Pictures are shown that are beside it.
+        model_name: title, and what to load: `"me/my-classifier"`; if not given, the run's `hub_model_id`, or the name
+            of the folder.
+        license: identifier on the Hub (`"apache-2.0"`); only you know it, so without it and the run's option of this
+            name the card names none.
+        language: code (`"en"`), or several; if not given, the run's option of this name.
+        metadata: more of it, such as `license_name`.
 
     Raises:
-        ValueError: the run is not finished.
+        ValueError: the run is not finished, or of a task that has no card.
         OSError: the card cannot be written; an older one is whole.
     """
-    _check_finished(record)
-    path = Path(path)
+    if record.status != "finished":
+        raise ValueError(
+            f"status of the run record is {record.status!r}, but a card is written of a 'finished' run: "
+            "let the run end, or resume it"
+        )
+    if record.task not in TASKS:
+        raise ValueError(f"the run's task is {record.task!r}, but there are cards of {', '.join(TASKS)}")
+    task, path = TASKS[record.task], Path(path)
     fields = record.to_dict()
-    scores, data, base_model = fields["scores"], fields["data"], fields["model"].get("base_model")
-    test_scores = {
-        name: value for name, value in scores.get("test", {}).items() if name in METRIC_NAMES and value is not None
+    options = fields["arguments"]
+    model_name = model_name or options.get("hub_model_id") or path.resolve().parent.name
+    license = license or options.get("license")
+    base_model, data_name = fields["model"].get("base_model"), _data_name(fields)
+    hub_data = _hub_name(data_name)
+    facts = task.facts(fields, path.parent)
+    metrics = facts.pop("metrics", [])
+    card_data = ModelCardData(
+        library_name=facts.pop("library_name", "transformers"),
+        pipeline_tag=facts.pop("pipeline_tag", record.task),
+        tags=["chinchilla", "chinchilla-hf"],
+        base_model=_hub_name(base_model),
+        datasets=hub_data,
+        license=license,
+        language=language or options.get("language") or fields["data"].get("languages"),
+        metrics=sorted({family for _, family, _ in metrics}) or None,
+        model_name=model_name,
+        eval_results=[
+            EvalResult(
+                task_type=record.task,
+                # The Hub wants an id; for data that is not there, any word will do.
+                dataset_type=hub_data or "unknown",
+                dataset_name=data_name,
+                dataset_split="test",
+                metric_type=family,
+                metric_name=title,
+                metric_value=score,
+            )
+            for title, family, score in metrics
+        ]
+        or None,
+        **{name: value for name, value in metadata.items() if value is not None},
+    )
+    text = (
+        _templates()
+        .get_template(task.template)
+        .render(
+            card_data=card_data.to_yaml(),
+            model_name=model_name,
+            base_model=base_model and _code(base_model),
+            data_name=_code(data_name),
+            rows=fields["data"].get("rows", {}),
+            row_word=task.rows,
+            fingerprint=fields["data"].get("fingerprint"),
+            license=license,
+            command=fields["command"],
+            facts=_facts(fields),
+            auto_class=task.auto_class,
+            version=fields["versions"].get("chinchilla_hf"),
+            runtimes=_runtimes(fields["exported"]),
+            image=LOSSES if (path.parent / LOSSES).is_file() else None,
+            **facts,
+        )
+    )
+    text = re.sub(r"\n{3,}", "\n\n", text)  # of blocks that are empty
+    card = ModelCard(text)  # which reads the metadata back
+    write_atomically(path, f"{str(card).rstrip()}\n".encode())
+
+
+def add_export(folder: str | os.PathLike[str], export: str | os.PathLike[str]) -> bool:
+    """
+    Put the figures of an export into the record and the card of the run that it is of; whether there is such a run.
+
+    Args:
+        folder: of the checkpoint.
+        export: folder of the export.
+
+    Raises:
+        OSError: record or card cannot be written.
+    """
+    folder = Path(folder)
+    path, card_path = folder / RUN_RECORD, folder / "README.md"
+    if not path.is_file():
+        return False
+    record = RunRecord.read(path)
+    if record.status != "finished" or record.task not in TASKS:
+        return False
+    weights = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
+    said = json.loads(Path(export, EXPORT_RECORD).read_text(encoding="utf-8"))
+    figures = said["figures"]
+    record.exported = {name: figures[name] for name in ("texts", "milliseconds", "others") if name in figures}
+    record.exported["megabytes"] = {"torch": weights / 1e6, **figures["megabytes"]}
+    record.exported["machine"] = said["machine"]
+    record.write(path)
+    known = ModelCard.load(card_path).data.to_dict() if card_path.is_file() else {}
+    kept = {name: known[name] for name in ("license", "license_name", "language") if name in known}
+    write_model_card(record, card_path, **kept)
+    return True
+
+
+def _runtimes(exported: dict[str, Any]) -> dict[str, Any]:
+    """Rows of the table of runtimes, the slowest first, and what they were measured on."""
+    if not exported:
+        return {}
+    sizes = exported["megabytes"]
+    rows = [
+        (EXPORT_NAMES.get(name, name), milliseconds, sizes.get(name))
+        for name, milliseconds in exported["milliseconds"].items()
+    ]
+    rows += [(name, value["milliseconds"], value["megabytes"]) for name, value in exported.get("others", {}).items()]
+    return {
+        "rows": [
+            (name, f"{milliseconds:.2f}", "" if size is None else f"{size:.1f}")
+            for name, milliseconds, size in sorted(rows, key=lambda row: -row[1])
+        ],
+        "texts": exported["texts"],
+        "machine": exported["machine"]["cpu"],
     }
+
+
+def _classification(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
+    scores, data, base_model = fields["scores"], fields["data"], fields["model"].get("base_model")
     label_names = data.get("label_names") or []
     problem_type = fields["model"].get("config", {}).get("problem_type")
-    _write_card(
-        fields,
-        path,
-        TEMPLATE,
-        task="text-classification",
-        metrics=[(*METRIC_NAMES[name], value) for name, value in test_scores.items()],
-        model_name=model_name,
-        license=license,
-        language=language,
-        summary=_summary(problem_type, len(label_names), base_model, _data_name(fields)),
-        text_pairs=bool(data.get("text_pairs")),
+    return {
+        "metrics": [
+            (*METRIC_NAMES[name], value)
+            for name, value in scores.get("test", {}).items()
+            if name in METRIC_NAMES and value is not None
+        ],
+        "summary": _summary(problem_type, len(label_names), base_model, _data_name(fields)),
+        "text_pairs": bool(data.get("text_pairs")),
         # Regression has no probability, and multi-label more than one answer.
-        pipeline_options={
+        "pipeline_options": {
             "regression": ', function_to_apply="none"',
             "multi_label_classification": ", top_k=None",
         }.get(problem_type, ""),
-        score_rows=_score_rows(scores),
-        intervals=scores.get("test_interval"),
-        baseline=scores.get("baseline"),
-        verdict=_verdict(scores),
-        image=image if (path.parent / image).is_file() else None,
-        labels=[_code(name) for name in label_names],
-    )
+        "score_rows": _score_rows(scores),
+        "intervals": scores.get("test_interval"),
+        "baseline": scores.get("baseline"),
+        "verdict": _verdict(scores),
+        "confusions": CONFUSIONS if (folder / CONFUSIONS).is_file() else None,
+        "labels": [_code(name) for name in label_names],
+    }
 
 
-def write_translation_card(
-    record: RunRecord,
-    path: str | os.PathLike[str],
-    *,
-    samples: Sequence[tuple[str, str, str]],
-    model_name: str | None = None,
-    license: str | None = None,
-    image: str = "loss.png",
-) -> None:
-    """
-    Write the card of a translator, as a whole or not at all.
-
-    Args:
-        record: of a finished run of `training/translate.py`.
-        path: the card, `README.md` in the checkpoint folder.
-        samples: sources, references and translations to show.
-        model_name: title, and what to load; the name of the folder if not given.
-        license: identifier on the Hub; only you know it, so there is no default.
-        image: file name of the curves, shown if it is beside the card.
-
-    Raises:
-        ValueError: the run is not finished.
-        OSError: the card cannot be written; an older one is whole.
-    """
-    _check_finished(record)
-    path = Path(path)
-    fields = record.to_dict()
+def _translation(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
     source, target = fields["data"]["languages"]
     test = fields["scores"]["test"]
-    _write_card(
-        fields,
-        path,
-        TRANSLATION_TEMPLATE,
-        task="translation",
-        metrics=[("BLEU", "bleu", test["bleu"]), ("chrF", "chrf", test["chrf"])],
-        model_name=model_name,
-        license=license,
-        language=[source, target],
-        source_language=source,
-        target_language=target,
-        num_beams=fields["arguments"]["num_beams"],
-        score_rows=[
+    return {
+        "metrics": [("BLEU", "bleu", test["bleu"]), ("chrF", "chrf", test["chrf"])],
+        "source_language": source,
+        "target_language": target,
+        "num_beams": fields["arguments"]["num_beams"],
+        "score_rows": [
             (name, f"{values['bleu']:.2f}", f"{values['chrf']:.2f}") for name, values in fields["scores"].items()
         ],
-        bleu_signature=test["bleu_signature"],
-        chrf_signature=test["chrf_signature"],
-        image=image if (path.parent / image).is_file() else None,
-        samples=[tuple(map(_code, sample)) for sample in samples],
-    )
+        "bleu_signature": test["bleu_signature"],
+        "chrf_signature": test["chrf_signature"],
+        "samples": [tuple(map(_code, sample)) for sample in fields["samples"]],
+    }
 
 
-def write_answering_card(
-    record: RunRecord,
-    path: str | os.PathLike[str],
-    *,
-    samples: Sequence[tuple[str, str, str]],
-    model_name: str | None = None,
-    license: str | None = None,
-    language: str | list[str] | None = None,
-) -> None:
-    """
-    Write the card of a model that answers questions, as a whole or not at all.
-
-    Args:
-        record: of a finished run of `training/answer.py`.
-        path: the card, `README.md` in the checkpoint folder.
-        samples: questions, right answers and the model's answers to show; an empty text for no answer.
-        model_name: title, and what to load; the name of the folder if not given.
-        license: identifier on the Hub; only you know it, so there is no default.
-        language: code (`"en"`), or several.
-
-    Raises:
-        ValueError: the run is not finished.
-        OSError: the card cannot be written; an older one is whole.
-    """
-    _check_finished(record)
-    fields = record.to_dict()
+def _answering(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
     scores = fields["scores"]
     shown = {name: title for name, title in ANSWERING_METRIC_NAMES.items() if name in scores["test"]}
-    _write_card(
-        fields,
-        Path(path),
-        ANSWERING_TEMPLATE,
-        task="question-answering",
-        metrics=[(*title, scores["test"][name]) for name, title in shown.items()],
-        model_name=model_name,
-        license=license,
-        language=language,
-        settings=fields["training"].get("question_answering", {}),
-        score_rows=[
+    return {
+        "metrics": [(*title, scores["test"][name]) for name, title in shown.items()],
+        "settings": fields["training"].get("question_answering", {}),
+        "score_rows": [
             (title, *(f"{scores[split][name]:.2f}" for split in ("validation", "test")))
             for name, (title, _) in shown.items()
         ],
-        samples=[tuple(_code(text) if text else "(no answer)" for text in sample) for sample in samples],
-    )
+        "samples": [tuple(_code(text) if text else "(no answer)" for text in sample) for sample in fields["samples"]],
+    }
 
 
-def write_tagging_card(
-    record: RunRecord,
-    path: str | os.PathLike[str],
-    *,
-    model_name: str | None = None,
-    license: str | None = None,
-    language: str | list[str] | None = None,
-) -> None:
-    """
-    Write the card of a model that labels words, as a whole or not at all.
-
-    Args:
-        record: of a finished run of `training/tag.py`.
-        path: the card, `README.md` in the checkpoint folder.
-        model_name: title, and what to load; the name of the folder if not given.
-        license: identifier on the Hub; only you know it, so there is no default.
-        language: code (`"en"`), or several.
-
-    Raises:
-        ValueError: the run is not finished.
-        OSError: the card cannot be written; an older one is whole.
-    """
-    _check_finished(record)
-    fields = record.to_dict()
+def _tagging(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
     scores = fields["scores"]
     baseline = scores.get("baseline") or {}
     splits = (scores["validation"], scores["test"], baseline.get("test"))
-    _write_card(
-        fields,
-        Path(path),
-        TAGGING_TEMPLATE,
-        task="token-classification",
-        metrics=[(title, name, scores["test"][name]) for name, title in TAGGING_METRIC_NAMES.items()],
-        model_name=model_name,
-        license=license,
-        language=language,
-        score_rows=[
+    return {
+        "metrics": [(title, name, scores["test"][name]) for name, title in TAGGING_METRIC_NAMES.items()],
+        "score_rows": [
             (title, *(_score(name, values, None) for values in splits)) for name, title in TAGGING_METRIC_NAMES.items()
         ],
-        baseline=baseline.get("model"),
-        kinds=[
+        "baseline": baseline.get("model"),
+        "kinds": [
             (_code(kind), *(_score(name, values, None) for name in ("precision", "recall", "f1")), values["number"])
             for kind, values in scores.get("kinds", {}).items()
             if values["number"]
         ],
-        labels=[_code(name) for name in fields["data"].get("label_names", [])],
-    )
+        "labels": [_code(name) for name in fields["data"].get("label_names", [])],
+    }
 
 
-def write_pretraining_card(
-    record: RunRecord,
-    path: str | os.PathLike[str],
-    *,
-    model_name: str | None = None,
-    license: str | None = None,
-    language: str | list[str] | None = None,
-    image: str = "loss.png",
-) -> None:
-    """
-    Write the card of a pretrained encoder or decoder, as a whole or not at all. Where the run was planned, it says what
-    was predicted and what came out.
-
-    Args:
-        record: of a finished run of `training/pretrain.py`.
-        path: the card, `README.md` in the checkpoint folder.
-        model_name: title, and what to load; the name of the folder if not given.
-        license: identifier on the Hub; only you know it, so there is no default.
-        language: code (`"en"`), or several.
-        image: file name of the curves, shown if it is beside the card.
-
-    Raises:
-        ValueError: the run is not finished.
-        OSError: the card cannot be written; an older one is whole.
-    """
-    _check_finished(record)
-    path = Path(path)
-    fields = record.to_dict()
-    validation = fields["scores"]["validation"]
-    _write_card(
-        fields,
-        path,
-        PRETRAINING_TEMPLATE,
-        task=fields["task"],
-        metrics=[],  # the Hub's are of test sets, which pretraining has none of
-        model_name=model_name,
-        license=license,
-        language=language,
-        decoder=fields["task"] == "text-generation",
-        score_rows=[
+def _pretraining(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
+    validation = fields["scores"]["validation"]  # the Hub's metrics are of test sets, which pretraining has none of
+    return {
+        "decoder": fields["task"] == "text-generation",
+        "score_rows": [
             (title, f"{validation[name]:.4f}") for name, title in PRETRAINING_METRIC_NAMES.items() if name in validation
         ],
-        plan_rows=_plan_rows(fields["plan"]),
-        image=image if (path.parent / image).is_file() else None,
-    )
+        "plan_rows": _plan_rows(fields["plan"]),
+    }
 
 
 def _plan_rows(plan: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -355,181 +343,24 @@ def _plan_rows(plan: dict[str, Any]) -> list[tuple[str, str, str]]:
     return rows
 
 
-def write_export_card(folder: str | os.PathLike[str], record: dict[str, Any], model_name: str) -> Path:
-    """
-    Write `README.md` of the export of an encoder from its record, as a whole or not at all.
-
-    Args:
-        folder: of the export.
-        record: what `export.json` says.
-        model_name: of the model that was exported.
-
-    Returns:
-        The path of the card.
-    """
-    module, runtime = EXPORT_RUNTIMES[record["task"]]
-    rows = _export_rows(record["figures"], "accuracy", ".4f") + [
-        {"name": name, "milliseconds": f"{values['milliseconds']:.2f}", "megabytes": f"{values['megabytes']:.1f}"}
-        | {"score": ""}
-        for name, values in record["figures"]["others"].items()
-    ]
-    return _write_export_card(
-        folder,
-        record,
-        EXPORT_TEMPLATE,
-        library_name="transformers.js",
-        model_name=model_name,
-        rows=rows,
-        has_score=bool(record["figures"]["accuracy"]),
-        labels=record["labels"] if record["task"].endswith("classification") else [],
-        module=module,
-        runtime=runtime,
-        example='"Who barks?", "The dog barks."' if record["task"] == "question-answering" else '"a text"',
-        has_page=record["task"] == "text-classification",
-        has_vectors=record["task"] == "feature-extraction",
-    )
-
-
-def write_translator_export_card(folder: str | os.PathLike[str], record: dict[str, Any], model_name: str) -> Path:
-    """The same as [`write_export_card`], of a translator."""
-    return _write_export_card(
-        folder,
-        record,
-        TRANSLATOR_EXPORT_TEMPLATE,
-        library_name="onnxruntime",
-        model_name=model_name,
-        rows=_export_rows(record["figures"], "bleu", ".1f"),
-        has_score=bool(record["figures"]["bleu"]),
-        num_beams=record["num_beams"],
-    )
-
-
-def _export_rows(figures: dict[str, Any], score: str, form: str) -> list[dict[str, str]]:
-    """A row for each contestant, the slowest first."""
-    return [
-        {
-            "name": name,
-            "milliseconds": f"{milliseconds:.2f}",
-            "megabytes": f"{figures['megabytes'][name]:.1f}" if name in figures["megabytes"] else "",
-            "score": format(figures[score][name], form) if name in figures[score] else "",
-        }
-        for name, milliseconds in sorted(figures["milliseconds"].items(), key=lambda item: -item[1])
-    ]
-
-
-def _write_export_card(
-    folder: str | os.PathLike[str], record: dict[str, Any], template: Path, library_name: str, **facts: Any
-) -> Path:
-    figures, machine = record["figures"], record["machine"]
-    agreement = figures["quantized_agreement"]
-    card = ModelCard.from_template(
-        ModelCardData(library_name=library_name, pipeline_tag=record["task"], tags=["chinchilla_hf", "onnx"]),
-        template_path=str(template),
-        parameters=f"{record['parameters']:,}",
-        texts=figures["texts"],
-        machine=f"{machine['cpu']} ({', '.join(machine['cpu_features'])})",
-        full_difference=f"{figures['full_difference']:.1e}",
-        full_agreement=f"{figures['full_agreement']:.2%}",
-        quantized_agreement=None if agreement is None else f"{agreement:.2%}",
-        problems=record["problems"],
-        **facts,
-    )
-    path = Path(folder) / "README.md"
-    write_atomically(path, str(card).encode())
-    return path
-
-
-def _write_card(
-    fields: dict[str, Any],
-    path: Path,
-    template: Path,
-    *,
-    task: str,
-    metrics: Sequence[tuple[str, str, float]],
-    model_name: str | None,
-    license: str | None,
-    language: str | list[str] | None,
-    **of_template: Any,
-) -> None:
-    """
-    Fill in what all cards have, and what `template` has of its own.
-
-    Args:
-        fields: of the run record.
-        path: the card.
-        template: of the task.
-        task: as the Hub names it.
-        metrics: title, name of the family in the Hub's list, and test score of each.
-        model_name, license, language: as for [`write_model_card`].
-        of_template: what only this template asks for.
-    """
-    model_name = model_name or path.resolve().parent.name
-    base_model, data_name = fields["model"].get("base_model"), _data_name(fields)
-    hub_data = _hub_name(data_name)
-    card_data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag=task,
-        tags=["chinchilla", "chinchilla-hf"],
-        base_model=_hub_name(base_model),
-        datasets=hub_data,
-        license=license,
-        language=language,
-        metrics=sorted({family for _, family, _ in metrics}) or None,
-        model_name=model_name,
-        eval_results=[
-            EvalResult(
-                task_type=task,
-                # The Hub wants an id; for data that is not there, any word will do.
-                dataset_type=hub_data or "unknown",
-                dataset_name=data_name,
-                dataset_split="test",
-                metric_type=family,
-                metric_name=title,
-                metric_value=score,
-            )
-            for title, family, score in metrics
-        ]
-        or None,
-    )
-    text = (
-        _templates()
-        .get_template(template.name)
-        .render(
-            card_data=card_data.to_yaml(),
-            model_name=model_name,
-            base_model=base_model and _code(base_model),
-            data_name=_code(data_name),
-            rows=fields["data"].get("rows", {}),
-            row_word=ROW_WORDS.get(task, "rows"),
-            fingerprint=fields["data"].get("fingerprint"),
-            license=license,
-            command=fields["command"],
-            facts=_facts(fields),
-            auto_class=AUTO_CLASSES[task],
-            version=fields["versions"].get("chinchilla_hf"),
-            **of_template,
-        )
-    )
-    text = re.sub(r"\n{3,}", "\n\n", text)  # of blocks that are empty
-    card = ModelCard(text)  # which reads the metadata back
-    write_atomically(path, f"{str(card).rstrip()}\n".encode())
+# Task of a run -> its card.
+TASKS = {
+    "text-classification": _Task("model_card.md.jinja", _classification, "AutoModelForSequenceClassification"),
+    "token-classification": _Task("tagging_card.md.jinja", _tagging, "AutoModelForTokenClassification", "sentences"),
+    "question-answering": _Task("answering_card.md.jinja", _answering, "AutoModelForQuestionAnswering", "questions"),
+    "translation": _Task("translation_card.md.jinja", _translation, "AutoModelForSeq2SeqLM", "pairs"),
+    "fill-mask": _Task("pretraining_card.md.jinja", _pretraining, "AutoModelForMaskedLM"),
+    "text-generation": _Task("pretraining_card.md.jinja", _pretraining, "AutoModelForCausalLM"),
+}
 
 
 @functools.cache
 def _templates() -> jinja2.Environment:
-    return jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATE.parent), autoescape=False)
+    return jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=False)
 
 
 def _data_name(fields: dict[str, Any]) -> str:
     return str(fields["data"].get("name", "unnamed data"))
-
-
-def _check_finished(record: RunRecord) -> None:
-    if record.status != "finished":
-        raise ValueError(
-            f"status of the run record is {record.status!r}, but a card is written of a 'finished' run: "
-            "let the run end, or resume it"
-        )
 
 
 def _hub_name(name: str | None) -> str | None:

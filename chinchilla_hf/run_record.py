@@ -227,6 +227,10 @@ class RunRecord:
             `seconds`, all on the same test rows).
         plan: where the run was planned, `predicted` (what `scaling.planner.Plan.prediction` says) and `actual` (`loss`,
             `seconds`, `tokens`, `flops`, `steps`, `peak_memory_bytes`, and whether the loss is `inside` the interval).
+        samples: of the test rows, what was asked, what is right, and what the model says: of a translation, or of
+            answers to questions.
+        exported: where the model was exported, what that export's check found: `texts`, `milliseconds` and `megabytes`
+            by runtime, `machine`.
         machine: see [`describe_machine`].
         versions: see [`package_versions`].
         command: the command line; the one of this process if not given.
@@ -240,6 +244,8 @@ class RunRecord:
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     scores: dict[str, Any] = dataclasses.field(default_factory=dict)
     plan: dict[str, Any] = dataclasses.field(default_factory=dict)
+    samples: list[Any] = dataclasses.field(default_factory=list)
+    exported: dict[str, Any] = dataclasses.field(default_factory=dict)
     machine: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=package_versions)
     command: str = dataclasses.field(default_factory=command_line)

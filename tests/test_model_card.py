@@ -1,3 +1,4 @@
+import json
 import os
 import re
 
@@ -6,15 +7,8 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from chinchilla_hf import run_record
-from chinchilla_hf.model_card import (
-    ANSWERING_TEMPLATE,
-    TAGGING_TEMPLATE,
-    TEMPLATE,
-    write_answering_card,
-    write_model_card,
-    write_pretraining_card,
-    write_tagging_card,
-)
+from chinchilla_hf.export_card import EXPORT_TEMPLATE, TRANSLATOR_EXPORT_TEMPLATE
+from chinchilla_hf.model_card import TASKS, TEMPLATES, add_export, write_model_card
 from chinchilla_hf.run_record import RunRecord
 
 
@@ -185,10 +179,12 @@ def test_how_to_use_pairs_and_many_labels(path):
     assert "with 2 labels, any number of which" in text
 
 
-def test_confusion_matrix_is_shown_only_if_it_is_there(path):
+def test_pictures_are_shown_only_if_they_are_there(path):
     assert "![" not in card_text(path)
     (path.parent / "confusion_matrix.png").write_bytes(b"png")
-    assert "](confusion_matrix.png)" in card_text(path)
+    assert "](confusion_matrix.png)" in card_text(path) and "](loss.png)" not in card_text(path)
+    (path.parent / "loss.png").write_bytes(b"png")
+    assert "![Losses while training](loss.png)" in card_text(path)
 
 
 def test_names_cannot_break_the_page(path):
@@ -217,7 +213,8 @@ def test_a_failed_write_leaves_the_old_card(path, monkeypatch):
 
 
 def test_templates_are_part_of_the_package():
-    assert all(template.is_file() for template in (TEMPLATE, ANSWERING_TEMPLATE, TAGGING_TEMPLATE))
+    assert all((TEMPLATES / task.template).is_file() for task in TASKS.values())
+    assert EXPORT_TEMPLATE.is_file() and TRANSLATOR_EXPORT_TEMPLATE.is_file()
 
 
 @pytest.mark.parametrize("threshold", [None, -1.25])
@@ -237,8 +234,8 @@ def test_the_card_of_a_model_that_answers_questions(path, threshold):
             },
         },
     )
-    samples = [("Who `barks`?", "the dog", ""), ("Wer?", "", "der Hund")]
-    write_answering_card(record, path, samples=samples, license="mit", language="en")
+    record.samples = [("Who `barks`?", "the dog", ""), ("Wer?", "", "der Hund")]
+    write_model_card(record, path, license="mit", language="en")
     text = path.read_text(encoding="utf-8")
     metadata = ModelCard.load(path).data.to_dict()
     assert (metadata["pipeline_tag"], metadata["base_model"], metadata["datasets"]) == (
@@ -256,8 +253,6 @@ def test_the_card_of_a_model_that_answers_questions(path, threshold):
     assert "windows of 384 tokens that overlap by 64" in text and "| F1 | 58.25 | 58.25 |" in text
     assert ("the threshold for that, -1.250," in text) is (threshold is not None)
     assert "- `` Who `barks`? ``\n  - answer: (no answer)\n  - reference: `the dog`" in text
-    with pytest.raises(ValueError, match="'running'"):
-        write_answering_card(finished_record(status="running"), path, samples=[])
 
 
 # ---- Labels of words ----
@@ -285,7 +280,7 @@ def tagging_record(**changes):
 
 
 def test_card_of_labels_of_words(path):
-    write_tagging_card(tagging_record(), path, license="mit", language="en")
+    write_model_card(tagging_record(), path, license="mit", language="en")
     text = path.read_text(encoding="utf-8")
     metadata = ModelCard.load(path).data
     assert (metadata.pipeline_tag, metadata.base_model, metadata.license) == ("token-classification", "me/base", "mit")
@@ -300,12 +295,12 @@ def test_card_of_labels_of_words(path):
 def test_card_of_labels_of_words_without_baseline_and_from_scratch(path):
     record = tagging_record(model={"class": "C", "parameters": 5, "base_model": None})
     del record.scores["baseline"]
-    write_tagging_card(record, path)
+    write_model_card(record, path)
     text = path.read_text(encoding="utf-8")
     assert "| F1 | 0.9444 | 0.9567 |\n" in text and "trained from scratch" in text and "baseline" not in text
     assert "C, 5 parameters |" in text
     with pytest.raises(ValueError, match="status of the run record is 'running'"):
-        write_tagging_card(tagging_record(status="running"), path)
+        write_model_card(tagging_record(status="running"), path)
 
 
 def test_a_card_says_how_else_to_load_and_what_it_took(path):
@@ -352,7 +347,7 @@ def test_a_pretrained_model_has_a_card(tmp_path, task, shown):
     path = tmp_path / "my-model" / "README.md"
     path.parent.mkdir()
     (path.parent / "loss.png").write_bytes(b"")
-    write_pretraining_card(pretraining_record(task), path, license="mit")
+    write_model_card(pretraining_record(task), path, license="mit")
     card = ModelCard.load(path)
     assert card.data.pipeline_tag == task and card.data.license == "mit" and not card.data.eval_results
     text = path.read_text()
@@ -362,17 +357,89 @@ def test_a_pretrained_model_has_a_card(tmp_path, task, shown):
 
 
 def test_a_card_says_what_was_planned_and_what_came_out(tmp_path):
-    write_pretraining_card(pretraining_record(plan=PLAN), tmp_path / "README.md")
+    write_model_card(pretraining_record(plan=PLAN), tmp_path / "README.md")
     text = (tmp_path / "README.md").read_text()
     assert "| Loss | 3.3000 (3.1000 to 3.5000) | 3.2199 |" in text
     assert "| Tokens seen | 1,000,000 | 1,100,000 |" in text and "| FLOPs | 1.5e+13 | 1.62e+13 |" in text
     assert "| Seconds | " not in text.split("## Data")[0]  # nothing was predicted of it
     PLAN_IN_TIME = {**PLAN, "predicted": {**PLAN["predicted"], "seconds": 60.0}}
-    write_pretraining_card(pretraining_record(plan=PLAN_IN_TIME), tmp_path / "README.md")
+    write_model_card(pretraining_record(plan=PLAN_IN_TIME), tmp_path / "README.md")
     assert "| Seconds | 60.00 | 61.50 |" in (tmp_path / "README.md").read_text()
 
 
 def test_no_card_of_a_pretraining_that_did_not_end(tmp_path):
     with pytest.raises(ValueError, match="a card is written of a 'finished' run"):
-        write_pretraining_card(pretraining_record(status="running"), tmp_path / "README.md")
+        write_model_card(pretraining_record(status="running"), tmp_path / "README.md")
     assert not (tmp_path / "README.md").exists()
+
+
+# Options of the run, and exports
+
+
+def test_a_card_takes_from_the_run_what_it_is_not_told(path):
+    record = finished_record(arguments={"license": "mit", "language": "de", "hub_model_id": "me/tweets"})
+    text = card_text(path, record)
+    data = ModelCard.load(path).data
+    assert (data.license, data.language, data.model_name) == ("mit", "de", "me/tweets")
+    assert 'pipeline("text-classification", "me/tweets"' in text
+    text = card_text(path, record, license="other", license_name="mine", language=["de", "en"], model_name="you/it")
+    data = ModelCard.load(path).data
+    assert (data.license, data.license_name, data.language, data.model_name) == (
+        "other",
+        "mine",
+        ["de", "en"],
+        "you/it",
+    )
+
+
+def test_a_task_without_a_card_is_named(path):
+    with pytest.raises(ValueError, match="'image-classification', but there are cards of text-classification"):
+        card_text(path, finished_record(task="image-classification"))
+
+
+def test_the_card_of_a_translator(path):
+    test = {"bleu": 38.21, "chrf": 61.94, "loss": 1.5, "bleu_signature": "nrefs:1", "chrf_signature": "nc:6"}
+    record = finished_record(
+        task="translation",
+        arguments={"num_beams": 5},
+        data={"name": "pairs.tsv", "rows": {"train": 29000}, "languages": ["en", "de"]},
+        scores={"validation": {**test, "bleu": 39.5}, "test": test},
+        samples=[("A dog.", "Ein Hund.", "Ein `Hund`.")],
+    )
+    text = card_text(path, record)
+    data = ModelCard.load(path).data
+    assert data.language == ["en", "de"] and {result.metric_type for result in data.eval_results} == {"bleu", "chrf"}
+    assert "| validation | 39.50 | 61.94 |" in text and "with 5 beams" in text and "train 29,000 pairs" in text
+    assert "- `A dog.`\n  - translation: `` Ein `Hund`. ``\n  - reference: `Ein Hund.`" in text
+    assert "Speed and size" not in text
+
+
+def test_figures_of_an_export_come_into_record_and_card(path):
+    export = path.parent / "export"
+    export.mkdir()
+    figures = {
+        "texts": 100,
+        "milliseconds": {"torch": 3.21, "float32": 1.55, "int8": 0.71},
+        "megabytes": {"float32": 18.4, "int8": 4.7},
+        "others": {"openvino float32": {"milliseconds": 1.44, "megabytes": 9.3, "difference": 1e-6, "agreement": 1.0}},
+    }
+    (export / "export.json").write_text(json.dumps({"figures": figures, "machine": {"cpu": "AMD EPYC"}}))
+    assert not add_export(path.parent, export)  # of no run
+    record = finished_record()
+    record.status = "running"
+    record.write(path.parent / "run.json")
+    assert not add_export(path.parent, export) and not path.exists()
+    record.status = "finished"
+    record.write(path.parent / "run.json")
+    card_text(path, record, license="other", license_name="mine", language=["en", "de"])
+    (path.parent / "model.safetensors").write_bytes(b"x" * 18_000_000)
+    assert add_export(path.parent, export)
+    text, data = path.read_text(), ModelCard.load(path).data
+    assert (data.license, data.license_name, data.language) == ("other", "mine", ["en", "de"])  # as somebody gave them
+    assert "one of 100 texts, on one thread of AMD EPYC" in text
+    rows = ["| PyTorch, float32 | 3.21 | 18.0 |", "| ONNX Runtime, float32 | 1.55 | 18.4 |"]
+    rows += ["| openvino float32 | 1.44 | 9.3 |", "| ONNX Runtime, int8 | 0.71 | 4.7 |"]
+    assert "\n".join(rows) in text  # the slowest first
+    exported = RunRecord.read(path.parent / "run.json").exported
+    assert exported["megabytes"] == {"torch": 18.0, "float32": 18.4, "int8": 4.7} and exported["texts"] == 100
+    assert add_export(path.parent, export) and path.read_text() == text  # once more, nothing new

@@ -13,6 +13,7 @@ from hub_server import HubServer
 from huggingface_hub import HfApi, ModelCard
 from labelled_files import FAST, TINY, sentences, write_csv
 from scripts import TRAINING, words
+from transformers import AutoTokenizer
 
 from chinchilla_hf import (
     ChinchillaForCausalLM,
@@ -246,6 +247,34 @@ def test_a_folder_goes_to_the_hub_in_one_commit_and_loads_from_there(hub, folder
     assert "'dog'" in loaded.stdout and "'cat'" in loaded.stdout
     # Without a token, a private repository is none.
     assert "RepositoryNotFoundError" in load_elsewhere(hub, tmp_path / "third", "me/animals", "v1", None).stderr
+
+
+DOWNLOAD = """
+import sys
+from huggingface_hub import snapshot_download
+from chinchilla_hf.runtime import OnnxTextClassifier
+folder = snapshot_download(sys.argv[1])
+assert "torch" not in sys.modules
+print(OnnxTextClassifier(folder)(["a dog barks"]))
+"""
+
+
+def test_an_export_goes_to_the_hub_and_runs_from_there(hub, finished, tmp_path):
+    pytest.importorskip("onnxscript", reason="the extra 'export' is not installed")
+    from chinchilla_hf.export import export_classifier
+
+    model = ChinchillaForSequenceClassification.from_pretrained(finished)
+    tokenizer = AutoTokenizer.from_pretrained(finished)
+    export_classifier(model, tokenizer, tmp_path / "export", TEXTS, quantize=False)
+    ended = run(hub, tmp_path / "home", "--folder", tmp_path / "export", "--repo_id", "me/animals-onnx")
+    assert ended.returncode == 1 and "the card names no licence" in ended.stderr
+    options = ("--folder", tmp_path / "export", "--repo_id", "me/animals-onnx", "--license", "apache-2.0")
+    ended = run(hub, tmp_path / "home", *options)
+    assert ended.returncode == 0, ended.stderr
+    assert {"onnx/model.onnx", "export.json", "index.html", "README.md"} <= set(hub.files("me/animals-onnx"))
+    used = python(hub, tmp_path / "other", "-c", DOWNLOAD, "me/animals-onnx")
+    assert used.returncode == 0, used.stderr
+    assert "'dog'" in used.stdout or "'cat'" in used.stdout
 
 
 def test_a_branch_leaves_main_as_it_is(hub, folder, tmp_path):

@@ -23,7 +23,8 @@ from chinchilla_hf.run_record import (
     write_atomically,
 )
 
-KEYS = ["task", "arguments", "data", "model", "training", "scores", "plan", "machine", "versions", "command", "status"]
+KEYS = ["task", "arguments", "data", "model", "training", "scores", "plan", "samples", "exported", "machine"]
+KEYS += ["versions", "command", "status"]
 
 
 class Schedule(enum.Enum):

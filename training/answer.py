@@ -32,7 +32,7 @@ from chinchilla_hf import ChinchillaForQuestionAnswering
 from chinchilla_hf.answer_metrics import score_windows
 from chinchilla_hf.answer_windows import MAX_LENGTH, STRIDE, WindowCutter
 from chinchilla_hf.data.questions import QuestionData, QuestionWindows, WindowCollator, load_questions
-from chinchilla_hf.model_card import write_answering_card
+from chinchilla_hf.model_card import write_model_card
 from chinchilla_hf.output_folder import (
     RUN_RECORD,
     claim_output_folder,
@@ -326,19 +326,13 @@ def main() -> None:
     model = plain_model(trainer.accelerator.unwrap_model(trainer.model))
     model.config.question_answering = settings  # the pipeline does as the training did
     save_model_folder(model, tokenizer, folder)
-    record.status = "finished"
-    record.write(folder / RUN_RECORD)
     references = [(reference["answers"]["text"] or [""])[0] for reference in windows["test"].references]
     samples = list(zip(windows["test"].asked, references, answers, strict=True))
     samples = samples[:: max(1, len(samples) // SAMPLES)][:SAMPLES]
-    write_answering_card(
-        record,
-        folder / "README.md",
-        samples=samples,
-        model_name=options.hub_model_id,
-        license=options.license,
-        language=options.language,
-    )
+    record.samples = samples
+    record.status = "finished"
+    record.write(folder / RUN_RECORD)
+    write_model_card(record, folder / "README.md")
     if not options.keep_checkpoints:
         for path in list_checkpoints(folder):
             shutil.rmtree(path)

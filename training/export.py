@@ -22,6 +22,7 @@ from chinchilla_hf.classification import LabelledArguments, load_data
 from chinchilla_hf.compression.distillation import label_columns
 from chinchilla_hf.conversion import load_or_convert
 from chinchilla_hf.export import ExportFigures, export_classifier, export_folder
+from chinchilla_hf.model_card import add_export
 from chinchilla_hf.recipes import one_line_errors, parse_options, resolve_location
 
 
@@ -102,6 +103,8 @@ def main() -> None:
             force=options.force,
         )
     print(f"\n{report(figures)}\n\nthe export is in {folder}: chinchilla_hf.runtime.OnnxTextClassifier('{folder}')")
+    if add_export(options.model, folder):
+        print("its figures are in run.json and in the card of the model, too")
 
 
 if __name__ == "__main__":

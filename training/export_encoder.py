@@ -23,6 +23,7 @@ from chinchilla_hf import ChinchillaForQuestionAnswering, ChinchillaForTokenClas
 from chinchilla_hf.conversion import load_or_convert
 from chinchilla_hf.export import ExportFigures, export_folder
 from chinchilla_hf.export_encoder import HEADS, export_encoder
+from chinchilla_hf.model_card import add_export
 from chinchilla_hf.recipes import one_line_errors, parse_options, resolve_location
 
 # The end of an architecture's name -> what is exported of it; anything else is an encoder without its head.
@@ -102,6 +103,8 @@ def main() -> None:
     runtime = HEADS[kind][0]
     where = f"the export is in {folder}: {runtime.__module__}.{runtime.__name__}('{folder}')"
     print(f"\n{report(figures, kind is ChinchillaModel)}\n\n{where}")
+    if add_export(options.model, folder):
+        print("its figures are in run.json and in the card of the model, too")
 
 
 if __name__ == "__main__":

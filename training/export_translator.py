@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 from chinchilla_hf import ChinchillaForConditionalGeneration
 from chinchilla_hf.export import export_folder
 from chinchilla_hf.export_translation import TranslatorFigures, export_translator
+from chinchilla_hf.model_card import add_export
 from chinchilla_hf.output_folder import TARGET_TOKENIZER
 from chinchilla_hf.recipes import one_line_errors, parse_options, resolve_location
 
@@ -91,6 +92,8 @@ def main() -> None:
             force=options.force,
         )
     print(f"\n{report(figures)}\n\nthe export is in {folder}: OnnxTranslator('{folder}')")
+    if add_export(options.model, folder):
+        print("its figures are in run.json and in the card of the model, too")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from chinchilla_hf.metrics import (
     pretraining_compute_metrics,
     token_predictions,
 )
-from chinchilla_hf.model_card import write_pretraining_card
+from chinchilla_hf.model_card import write_model_card
 from chinchilla_hf.output_folder import (
     RUN_RECORD,
     NotSavedError,
@@ -500,7 +500,7 @@ def main() -> None:
     plot_loss_curve(trainer.state.log_history, folder / "loss.png")
     record.status = "finished"
     record.write(folder / RUN_RECORD)
-    write_pretraining_card(record, folder / "README.md")
+    write_model_card(record, folder / "README.md")
     if not options.keep_checkpoints:
         for path in list_checkpoints(folder):
             shutil.rmtree(path)

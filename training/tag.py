@@ -36,7 +36,7 @@ from chinchilla_hf.data.tagged import (
     tokenize_tagged,
 )
 from chinchilla_hf.metrics import tag_sequences, tagging_compute_metrics, tagging_metrics, token_predictions
-from chinchilla_hf.model_card import write_tagging_card
+from chinchilla_hf.model_card import write_model_card
 from chinchilla_hf.model_start import ScratchArguments, StartArguments, choose_max_length, start_model
 from chinchilla_hf.output_folder import RUN_RECORD, claim_output_folder, list_checkpoints, save_model_folder
 from chinchilla_hf.processes import closed_process_group, start_script
@@ -280,13 +280,7 @@ def main() -> None:
     save_model_folder(plain_model(trainer.accelerator.unwrap_model(trainer.model)), tokenizer, folder)
     record.status = "finished"
     record.write(folder / RUN_RECORD)
-    write_tagging_card(
-        record,
-        folder / "README.md",
-        model_name=options.hub_model_id,
-        license=options.license,
-        language=options.language,
-    )
+    write_model_card(record, folder / "README.md")
     if not options.keep_checkpoints:
         for path in list_checkpoints(folder):
             shutil.rmtree(path)

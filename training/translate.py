@@ -40,7 +40,7 @@ from chinchilla_hf.callbacks import SaveOnTermination
 from chinchilla_hf.data.parallel import ParallelData, load_parallel
 from chinchilla_hf.data.token_batches import PairCollator, TokenBatches, TokenPairs
 from chinchilla_hf.metrics import plot_loss_curve, translation_metrics
-from chinchilla_hf.model_card import write_translation_card
+from chinchilla_hf.model_card import write_model_card
 from chinchilla_hf.output_folder import (
     RUN_RECORD,
     TARGET_TOKENIZER,
@@ -460,11 +460,12 @@ def main() -> None:
     except NotSavedError as error:
         sys.exit(f"error: {error}")
     plot_loss_curve(trainer.state.log_history, folder / "loss.png")
-    record.status = "finished"
-    record.write(folder / RUN_RECORD)
     samples = list(zip(test.sources, test.references, translations, strict=True))
     samples = samples[:: max(1, len(samples) // SAMPLES)][:SAMPLES]
-    write_translation_card(record, folder / "README.md", samples=samples, model_name=options.hub_model_id)
+    record.samples = samples
+    record.status = "finished"
+    record.write(folder / RUN_RECORD)
+    write_model_card(record, folder / "README.md")
     if not options.keep_checkpoints:
         for path in list_checkpoints(folder):
             shutil.rmtree(path)

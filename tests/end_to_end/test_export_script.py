@@ -24,6 +24,9 @@ def test_a_trained_classifier(tmp_path, monkeypatch, capsys):
     printed = export(quantize=False)
     assert f"the export is in {folder / 'export'}" in printed and "float32 differs from torch by at most" in printed
     record = json.loads((folder / "export" / "export.json").read_text())
+    card = (folder / "README.md").read_text()
+    assert "## Speed and size" in card and "![Losses while training](loss.png)" in card
+    assert f"| ONNX Runtime, float32 | {record['figures']['milliseconds']['float32']:.2f} |" in card
     assert record["figures"]["texts"] == 24 and record["figures"]["accuracy"]["float32"] >= 0.9
     classify = OnnxTextClassifier(folder / "export")
     rows = sentences(30, seed=1)
