@@ -57,7 +57,12 @@ class PowerLaw:
 @dataclass(frozen=True)
 class ParametricLaw:
     """
-    L(N, D) = E + A / N ** alpha + B / D ** beta (Hoffmann et al. 2022, equation 2).
+    L(N, D) = E + (A / N ** alpha + B / D ** beta) ** gamma.
+
+    With gamma = 1 it is the law of Hoffmann et al. 2022, equation 2. With E = 0 and beta = 1 it is that of Kaplan et
+    al. 2020 (arXiv 2001.08361), equation 1.5, whose exponents of N and D are alpha gamma and gamma: there, what lacks
+    in size and what lacks in text hide each other, where Hoffmann's add up. The best size for a budget is the same for
+    every gamma.
 
     Where text is repeated, the repetitions count for less and less, and so do parameters beyond those that the text
     needs (Muennighoff et al. 2023, arXiv 2305.16264, equations 5 and 6): what counts of D tokens, U of them different,
@@ -67,6 +72,7 @@ class ParametricLaw:
         irreducible: E.
         size_factor, size_exponent: A and alpha.
         data_factor, data_exponent: B and beta.
+        joint_exponent: gamma.
         repeats: R of tokens; infinite where a repeated token is worth as much as a new one.
         surplus: R of parameters.
         source: where they are from.
@@ -77,6 +83,7 @@ class ParametricLaw:
     size_exponent: float
     data_factor: float
     data_exponent: float
+    joint_exponent: float = 1.0
     repeats: float = np.inf
     surplus: float = np.inf
     source: str = ""
@@ -100,11 +107,8 @@ class ParametricLaw:
             tokens = _worth(tokens, unique_tokens, self.repeats)
             if parameters > needed:
                 parameters = _worth(parameters, needed, self.surplus)
-        return (
-            self.irreducible
-            + self.size_factor / parameters**self.size_exponent
-            + self.data_factor / tokens**self.data_exponent
-        )
+        lacking = self.size_factor / parameters**self.size_exponent + self.data_factor / tokens**self.data_exponent
+        return self.irreducible + lacking**self.joint_exponent
 
     def optimal(self, flops: float) -> Optimum:
         """
@@ -267,6 +271,7 @@ def fit_parametric(
     tokens: Sequence[float],
     losses: Sequence[float],
     *,
+    form: str = "hoffmann",
     bootstrap: int = 100,
     seed: int = 0,
 ) -> FittedLaw:
@@ -276,20 +281,24 @@ def fit_parametric(
 
     Args:
         parameters, tokens, losses: of the runs, one each.
+        form: `"hoffmann"`, with five constants, or `"kaplan"`, with four; see [`ParametricLaw`].
         bootstrap: how many fits to runs drawn with replacement.
         seed: of the drawing.
 
     Raises:
-        ValueError: fewer than six runs, numbers that are missing or not positive, or runs that differ in size or in
-            tokens alone.
+        ValueError: another form, fewer than six runs, numbers that are missing or not positive, or runs that differ in
+            size or in tokens alone.
     """
+    if form not in FORMS:
+        raise ValueError(f"form is {form!r}, expected one of {', '.join(FORMS)}")
+    kind = FORMS[form]
     columns = {"parameters": parameters, "tokens": tokens, "losses": losses}
     runs = {name: np.asarray(values, dtype=np.float64) for name, values in columns.items()}
     count = len(runs["losses"])
     if any(values.shape != (count,) for values in runs.values()):
         raise ValueError(f"there are {', '.join(f'{len(v)} {name}' for name, v in runs.items())}: give one each a run")
     if count < 6:
-        raise ValueError(f"there are {count} runs, but a law has five constants: give at least 6")
+        raise ValueError(f"there are {count} runs, but a law has up to five constants: give at least 6")
     for name, values in runs.items():
         bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
         if len(bad):
@@ -298,47 +307,114 @@ def fit_parametric(
         if np.ptp(runs[name]) == 0:
             raise ValueError(f"all runs have {runs[name][0]:g} {name}: vary both sizes and tokens")
     log_n, log_d, log_l = (np.log(runs[name]) for name in columns)
-    best = _best_fit(log_n, log_d, log_l, _starts())
+    best = _best_fit(kind, log_n, log_d, log_l)
     rng = np.random.default_rng(seed)
     samples = []
     for _ in range(bootstrap):
         drawn = rng.integers(count, size=count)
-        samples.append(_law(_best_fit(log_n[drawn], log_d[drawn], log_l[drawn], best[None])))
-    off = _log_loss(best, log_n, log_d) - log_l
+        samples.append(kind.law(_best_fit(kind, log_n[drawn], log_d[drawn], log_l[drawn], best)))
+    off = kind.log_losses(best, log_n, log_d) - log_l
     budgets = FLOPS_PER_PARAMETER_AND_TOKEN * runs["parameters"] * runs["tokens"]
-    freedom = max(1, count - 5)
+    freedom = max(1, count - len(best))
     residual = float(np.sqrt((off**2).sum() / freedom))
-    return FittedLaw(_law(best), tuple(samples), float(budgets.min()), float(budgets.max()), residual)
+    return FittedLaw(kind.law(best), tuple(samples), float(budgets.min()), float(budgets.max()), residual)
 
 
-def _starts() -> np.ndarray:
-    """`(starts, 5)`: log A, log B, log E, alpha, beta; the paper's grid."""
-    grid = itertools.product(range(0, 30, 5), range(0, 30, 5), (-1, -0.5, 0, 0.5, 1), *[(0.0, 0.5, 1.0, 1.5, 2.0)] * 2)
-    return np.array(list(grid), dtype=np.float64)
+class _Form:
+    """
+    A form of L(N, D): its constants are a vector that begins with log A and log B, the search for them with `grid`.
+
+    Args:
+        grid: where searches may begin, `(starts, constants)`.
+        bounds: of the constants.
+        size_place, data_place: of alpha and beta in the vector; `None` of beta where it is 1.
+    """
+
+    grid: np.ndarray
+    bounds: Sequence[tuple[float, float]]
+    size_place: int
+    data_place: int | None
+
+    def log_losses(self, theta: np.ndarray, log_n: np.ndarray, log_d: np.ndarray) -> np.ndarray:
+        """`(..., runs)` for `theta` of shape `(..., constants)`."""
+        raise NotImplementedError
+
+    def gradient(self, theta: np.ndarray, log_n: np.ndarray, log_d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Logarithms of the losses, `(runs)`, and their gradient, `(constants, runs)`."""
+        raise NotImplementedError
+
+    def law(self, theta: np.ndarray) -> ParametricLaw:
+        raise NotImplementedError
+
+    def centred(self, theta: np.ndarray, log_n: float, log_d: float) -> np.ndarray:
+        """The same laws, of sizes and tokens in units of these; `(..., constants)`."""
+        moved = theta.copy()
+        moved[..., 0] -= theta[..., self.size_place] * log_n
+        moved[..., 1] -= (1.0 if self.data_place is None else theta[..., self.data_place]) * log_d
+        return moved
 
 
-def _log_loss(theta: np.ndarray, log_n: np.ndarray, log_d: np.ndarray) -> np.ndarray:
-    """`(..., runs)` for `theta` of shape `(..., 5)`."""
-    return np.logaddexp.reduce(_terms(theta, log_n, log_d), axis=0)  # scipy's logsumexp takes ten times as long
+class _Hoffmann(_Form):
+    """log A, log B, log E, alpha, beta; the paper's grid."""
 
-
-def _terms(theta: np.ndarray, log_n: np.ndarray, log_d: np.ndarray) -> np.ndarray:
-    """Logarithms of the three terms, `(3, ..., runs)`."""
-    a, b, e, alpha, beta = np.moveaxis(theta, -1, 0)[..., None]
-    return np.stack(np.broadcast_arrays(a - alpha * log_n, b - beta * log_d, e))
-
-
-def _objective(theta: np.ndarray, log_n: np.ndarray, log_d: np.ndarray, log_l: np.ndarray) -> tuple[float, np.ndarray]:
-    """The summed Huber loss, in units of its delta squared, and its gradient."""
-    terms = _terms(theta, log_n, log_d)
-    total = np.logaddexp.reduce(terms, axis=0)
-    off = (total - log_l) / HUBER_DELTA
-    slope = np.clip(off, -1, 1) / HUBER_DELTA
-    of_size, of_data, of_rest = np.exp(terms - total) * slope
-    gradient = np.array(
-        [of_size.sum(), of_data.sum(), of_rest.sum(), -(of_size * log_n).sum(), -(of_data * log_d).sum()]
+    grid = np.array(
+        list(
+            itertools.product(range(0, 30, 5), range(0, 30, 5), (-1, -0.5, 0, 0.5, 1), *[(0.0, 0.5, 1.0, 1.5, 2.0)] * 2)
+        ),
+        dtype=np.float64,
     )
-    return float(_huber(off).sum()), gradient
+    bounds = ((-100, 100),) * 3 + ((0.01, 5),) * 2
+    size_place, data_place = 3, 4
+
+    def _terms(self, theta: np.ndarray, log_n: np.ndarray, log_d: np.ndarray) -> np.ndarray:
+        a, b, e, alpha, beta = np.moveaxis(theta, -1, 0)[..., None]
+        return np.stack(np.broadcast_arrays(a - alpha * log_n, b - beta * log_d, e))
+
+    def log_losses(self, theta: np.ndarray, log_n: np.ndarray, log_d: np.ndarray) -> np.ndarray:
+        # scipy's logsumexp takes ten times as long.
+        return np.logaddexp.reduce(self._terms(theta, log_n, log_d), axis=0)
+
+    def gradient(self, theta: np.ndarray, log_n: np.ndarray, log_d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        terms = self._terms(theta, log_n, log_d)
+        total = np.logaddexp.reduce(terms, axis=0)
+        of_size, of_data, of_rest = np.exp(terms - total)
+        return total, np.stack([of_size, of_data, of_rest, -of_size * log_n, -of_data * log_d])
+
+    def law(self, theta: np.ndarray) -> ParametricLaw:
+        a, b, e, alpha, beta = theta.tolist()
+        return ParametricLaw(float(np.exp(e)), float(np.exp(a)), alpha, float(np.exp(b)), beta, source="fitted")
+
+
+class _Kaplan(_Form):
+    """log A, log B, alpha, gamma."""
+
+    grid = np.array(
+        list(itertools.product(range(0, 60, 5), range(0, 60, 5), (0.25, 0.5, 1.0, 2.0), (0.05, 0.1, 0.2, 0.4, 0.8))),
+        dtype=np.float64,
+    )
+    bounds = ((-300, 300),) * 2 + ((0.01, 20), (0.01, 5))
+    size_place, data_place = 2, None
+
+    def _lacking(self, theta: np.ndarray, log_n: np.ndarray, log_d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        a, b, alpha, gamma = np.moveaxis(theta, -1, 0)[..., None]
+        return np.stack(np.broadcast_arrays(a - alpha * log_n, b - log_d)), gamma
+
+    def log_losses(self, theta: np.ndarray, log_n: np.ndarray, log_d: np.ndarray) -> np.ndarray:
+        terms, gamma = self._lacking(theta, log_n, log_d)
+        return gamma * np.logaddexp.reduce(terms, axis=0)
+
+    def gradient(self, theta: np.ndarray, log_n: np.ndarray, log_d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        terms, gamma = self._lacking(theta, log_n, log_d)
+        total = np.logaddexp.reduce(terms, axis=0)
+        of_size, of_data = np.exp(terms - total) * gamma
+        return gamma * total, np.stack([of_size, of_data, -of_size * log_n, total])
+
+    def law(self, theta: np.ndarray) -> ParametricLaw:
+        a, b, alpha, gamma = theta.tolist()
+        return ParametricLaw(0.0, float(np.exp(a)), alpha, float(np.exp(b)), 1.0, gamma, source="fitted")
+
+
+FORMS: dict[str, _Form] = {"hoffmann": _Hoffmann(), "kaplan": _Kaplan()}
 
 
 def _huber(off: np.ndarray) -> np.ndarray:
@@ -346,37 +422,39 @@ def _huber(off: np.ndarray) -> np.ndarray:
 
 
 def _best_fit(
-    log_n: np.ndarray, log_d: np.ndarray, log_l: np.ndarray, starts: np.ndarray, tried: int = 24
+    form: _Form,
+    log_n: np.ndarray,
+    log_d: np.ndarray,
+    log_l: np.ndarray,
+    start: np.ndarray | None = None,
+    tried: int = 24,
 ) -> np.ndarray:
-    """The best end of searches that begin at the most promising starts."""
+    """The best end of searches from `start`, or from the most promising ones of the form's grid."""
     # Around the middle of the runs, factors and exponents are told apart far better.
-    middle_n, middle_d = log_n.mean(), log_d.mean()
-    centred = starts.copy()
-    centred[:, 0] -= starts[:, 3] * middle_n
-    centred[:, 1] -= starts[:, 4] * middle_d
-    given = (log_n - middle_n, log_d - middle_d, log_l)
-    values = _huber((_log_loss(centred, *given[:2]) - log_l) / HUBER_DELTA).sum(axis=-1)
+    middle = log_n.mean(), log_d.mean()
+    given = (log_n - middle[0], log_d - middle[1])
+
+    def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        """The summed Huber loss, in units of its delta squared, and its gradient."""
+        losses, gradient = form.gradient(theta, *given)
+        off = (losses - log_l) / HUBER_DELTA
+        return float(_huber(off).sum()), gradient @ (np.clip(off, -1, 1) / HUBER_DELTA)
+
+    starts = form.centred(form.grid if start is None else start[None], *middle)
+    values = _huber((form.log_losses(starts, *given) - log_l) / HUBER_DELTA).sum(axis=-1)
     found: list[tuple[float, np.ndarray]] = []
-    for start in centred[np.argsort(values)[:tried]]:
+    for begin in starts[np.argsort(values)[:tried]]:
         result = minimize(
-            _objective,
-            start,
-            args=given,
+            objective,
+            begin,
             jac=True,
             method="L-BFGS-B",
-            bounds=[(-100, 100)] * 3 + [(0.01, 5)] * 2,
+            bounds=form.bounds,
             options={"maxiter": 500, "ftol": 1e-11},
         )
         found.append((float(result.fun), result.x))
-    best = min(found, key=lambda pair: pair[0])[1].copy()
-    best[0] += best[3] * middle_n
-    best[1] += best[4] * middle_d
-    return best
-
-
-def _law(theta: np.ndarray) -> ParametricLaw:
-    a, b, e, alpha, beta = theta.tolist()
-    return ParametricLaw(np.exp(e), np.exp(a), alpha, np.exp(b), beta, source="fitted")
+    best = min(found, key=lambda pair: pair[0])[1]
+    return form.centred(best, -middle[0], -middle[1])
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import numpy as np
 from ..run_record import write_atomically
 from .flops import ParameterCounts
 from .laws import (
+    FORMS,
     PUBLISHED,
     FittedLaw,
     Interval,
@@ -72,7 +73,7 @@ class StudyFit:
             it is left out of the fit; 0 of fewer than three budgets.
         smallest_budget, largest_budget: that the law is of: of the smallest ones, those are left out without which the
             largest is predicted better. A model that has learned little more than how frequent words are is on another
-            curve.
+            curve. The form of the law, Hoffmann's or Kaplan's, is chosen likewise.
         runs: how many, of all budgets.
     """
 
@@ -166,9 +167,9 @@ def fit_study(runs: Sequence[StudyRun], *, bootstrap: int = 100, seed: int = 0) 
     check_alike(runs)
     runs = in_order(runs)  # what is drawn from them depends on their order
     try:
-        begin, held_out_error = _first_budget(runs)
+        begin, form, held_out_error = _best_prediction(runs)
         of_law = [run for run in runs if run.budget >= begin]
-        laws = {name: _fit(of_law, column, bootstrap, seed) for name, column in COUNTS.items()}
+        laws = {name: _fit(of_law, column, form, bootstrap, seed) for name, column in COUNTS.items()}
     except ValueError as error:
         raise StudyError(f"the study is too small for a law: {error}") from None
     closest = min(laws, key=lambda name: laws[name].residual)
@@ -197,27 +198,31 @@ def fit_study(runs: Sequence[StudyRun], *, bootstrap: int = 100, seed: int = 0) 
     )
 
 
-def _fit(runs: Sequence[StudyRun], column: str, bootstrap: int, seed: int) -> FittedLaw:
+def _fit(runs: Sequence[StudyRun], column: str, form: str, bootstrap: int, seed: int) -> FittedLaw:
     sizes, tokens = [getattr(run, column) for run in runs], [run.tokens for run in runs]
-    return fit_parametric(sizes, tokens, [run.loss for run in runs], bootstrap=bootstrap, seed=seed)
+    return fit_parametric(sizes, tokens, [run.loss for run in runs], form=form, bootstrap=bootstrap, seed=seed)
 
 
-def _first_budget(runs: Sequence[StudyRun]) -> tuple[float, float]:
-    """From which budget on a law predicts the largest one best, of all parameters, and how far it is off then."""
+def _best_prediction(runs: Sequence[StudyRun]) -> tuple[float, str, float]:
+    """
+    From which budget on, and of which form, a law of all parameters predicts the largest budget best, and how far it is
+    off then.
+    """
     *budgets, largest = sorted({run.budget for run in runs})
     held_out = [run for run in runs if run.budget == largest]
-    errors: dict[float, float] = {}
+    errors: dict[tuple[float, str], float] = {}
     for begin in budgets[:-1]:  # two budgets at least, for a law that is to go beyond them
         known = [run for run in runs if begin <= run.budget < largest]
         if len(known) < FEWEST_RUNS:
             continue
-        law = _fit(known, "parameters", 0, 0).law
-        off = [math.log(law.loss(run.parameters, run.tokens) / run.loss) for run in held_out]
-        errors[begin] = math.sqrt(sum(value * value for value in off) / len(off))
+        for form in FORMS:
+            law = _fit(known, "parameters", form, 0, 0).law
+            off = [math.log(law.loss(run.parameters, run.tokens) / run.loss) for run in held_out]
+            errors[begin, form] = math.sqrt(sum(value * value for value in off) / len(off))
     if not errors:
-        return min([*budgets, largest]), 0.0
-    begin = min(errors, key=lambda budget: errors[budget])
-    return begin, errors[begin]
+        return min([*budgets, largest]), "hoffmann", 0.0
+    begin, form = min(errors, key=lambda key: errors[key])
+    return begin, form, errors[begin, form]
 
 
 def _isoflop_fits(runs: Sequence[StudyRun], seed: int) -> dict[str, IsoFlopFit]:
@@ -272,9 +277,7 @@ def describe(fit: StudyFit) -> str:
     lines = [
         f"{fit.runs} runs; the law is of {fit.smallest_budget:.2g} to {fit.largest_budget:.2g} FLOPs; seeds differ by "
         f"{fit.seed_noise:.2%}; the largest budget, held out, was predicted {fit.held_out_error:.2%} off",
-        f"L(N, D) = {law.irreducible:.4g} + {law.size_factor:.4g} / N^{law.size_exponent:.3f} + "
-        f"{law.data_factor:.4g} / D^{law.data_exponent:.3f}, N {fit.count.replace('_', ' ')}; runs are "
-        f"{fit.law.residual:.2%} off",
+        f"L(N, D) = {_law_text(law)}, N {fit.count.replace('_', ' ')}; runs are {fit.law.residual:.2%} off",
         "best size ~ C^a, a by L(N, D) and by the parabolas (90% interval):",
     ]
     for name, exponent in fit.exponents.items():
@@ -286,6 +289,14 @@ def describe(fit: StudyFit) -> str:
     published = ", ".join(f"{law.source} {law.exponent:.2f}" for law in PUBLISHED.values())
     lines.append(f"  published, N total: {published}")
     return "\n".join(lines)
+
+
+def _law_text(law: ParametricLaw) -> str:
+    size = f"{law.size_factor:.4g} / N^{law.size_exponent:.3f}"
+    data = f"{law.data_factor:.4g} / D^{law.data_exponent:.3f}"
+    if law.joint_exponent == 1:
+        return f"{law.irreducible:.4g} + {size} + {data}"
+    return f"({size} + {data})^{law.joint_exponent:.3f}"
 
 
 def _interval_text(interval: Interval) -> str:

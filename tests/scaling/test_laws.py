@@ -115,15 +115,42 @@ def test_a_fit_finds_the_law_of_runs_without_noise(law):
     assert fit.residual < 1e-3
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say():
+# Kaplan et al. 2020, table 2 (exponents 0.076 and 0.103), and one of smaller models.
+KAPLANS = [
+    ParametricLaw(0.0, 6.4e13 ** (0.076 / 0.103), 0.076 / 0.103, 1.8e13, 1.0, 0.103),
+    ParametricLaw(0.0, 2e9, 0.89, 3e10, 1.0, 0.155),
+]
+
+
+@pytest.mark.parametrize("law", KAPLANS)
+def test_a_fit_of_the_other_form(law):
+    size, tokens = 1e8, 2e9
+    assert KAPLANS[0].loss(size, tokens) == pytest.approx(
+        ((6.4e13 / size) ** (0.076 / 0.103) + 1.8e13 / tokens) ** 0.103
+    )
+    best = law.optimal(1e19)
+    for factor in (0.8, 1.25):
+        assert law.loss(best.parameters * factor, best.tokens / factor) > law.loss(best.parameters, best.tokens)
+    _, sizes, tokens, losses = make_runs(law)
+    fit = fit_parametric(sizes, tokens, losses, form="kaplan", bootstrap=2)
+    assert fit.law.size_exponent == pytest.approx(law.size_exponent, rel=0.01)
+    assert fit.law.joint_exponent == pytest.approx(law.joint_exponent, rel=0.01)
+    assert fit.law.optimal(1e20).parameters == pytest.approx(law.optimal(1e20).parameters, rel=0.02)
+    assert fit.residual < 1e-3
+    assert fit_parametric(sizes, tokens, losses, bootstrap=2).residual > fit.residual
+    with pytest.raises(ValueError, match="form is 'power', expected one of hoffmann, kaplan"):
+        fit_parametric(sizes, tokens, losses, form="power")
+
+
+@pytest.mark.parametrize(("law", "form"), [(BESIROGLU, "hoffmann"), (KAPLANS[1], "kaplan")])
+def test_intervals_cover_the_truth_as_often_as_they_say(law, form):
     """Of 30 studies with noise, 90% of the intervals of 90%: 27, and by chance 23 to 30 (binomial, 99%)."""
-    law = BESIROGLU
     best = law.optimal(4e20)
     truth = law.exponent, law.loss(best.parameters, best.tokens)
     covered = np.zeros(2, dtype=int)
     for seed in range(30):
         _, sizes, tokens, losses = make_runs(law, noise=0.004, seed=seed)
-        fit = fit_parametric(sizes, tokens, losses, bootstrap=30)
+        fit = fit_parametric(sizes, tokens, losses, form=form, bootstrap=30)
         intervals = fit.exponent(), fit.predict(best.parameters, best.tokens)
         covered += [interval.low <= value <= interval.high for interval, value in zip(intervals, truth, strict=True)]
     assert (covered >= 23).all(), covered
@@ -156,7 +183,7 @@ def test_parabolas_find_the_exponent(law):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda n, d, loss: (n[:5], d[:5], loss[:5]), "there are 5 runs, but a law has five constants"),
+        (lambda n, d, loss: (n[:5], d[:5], loss[:5]), "there are 5 runs, but a law has up to five constants"),
         (lambda n, d, loss: (n[:9], d, loss), "there are 9 parameters, 35 tokens, 35 losses: give one each a run"),
         (lambda n, d, loss: (n, d, np.where(loss == loss[3], np.nan, loss)), "run 3 has nan losses: leave out"),
         (lambda n, d, loss: (-n, d, loss), "run 0 has -.* parameters"),

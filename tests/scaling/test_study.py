@@ -210,10 +210,21 @@ def test_words_and_pictures(runs, fit, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "law", [ParametricLaw(2.0, 900.0, 0.45, 40.0, 0.2), ParametricLaw(1.0, 100.0, 0.3, 200.0, 0.35)]
+    "law",
+    [
+        ParametricLaw(2.0, 900.0, 0.45, 40.0, 0.2),
+        ParametricLaw(1.0, 100.0, 0.3, 200.0, 0.35),
+        ParametricLaw(0.0, 2e9, 0.89, 3e10, 1.0, 0.155),
+    ],
 )
 def test_other_laws_are_found_too(law):
     fit = fit_study(planted_study(law, noise=0.001, seed=3), bootstrap=2)
+    assert (fit.law.law.joint_exponent == 1) is (law.joint_exponent == 1)  # of two forms, the right one
+    assert (")^0." in describe(fit)) is (law.joint_exponent != 1)
+    best = law.optimal(4e14)
+    assert fit.law.law.loss(best.parameters, best.tokens) == pytest.approx(
+        law.loss(best.parameters, best.tokens), rel=0.02
+    )
     assert fit.law.law.exponent == pytest.approx(law.exponent, abs=0.05)
     assert math.isfinite(fit.law.law.repeats)
 
