@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from chinchilla_hf import ChinchillaForTokenClassification
+from chinchilla_hf.averaging import averaged_weights
 from chinchilla_hf.baselines import word_baseline
 from chinchilla_hf.data.tagged import (
     TaggedData,
@@ -128,8 +129,23 @@ class RunArguments(FineTuningArguments):
     baseline: bool = field(
         default=True, metadata={"help": "Score a linear model on the words around each, for comparison."}
     )
+    average_checkpoints: int = field(
+        default=1,
+        metadata={
+            "help": "Average the weights of so many last checkpoints at the end, if that is better on the validation "
+            "sentences than the best one; 1: do not."
+        },
+    )
     license: str | None = field(default=None, metadata={"help": "Licence for the model card, such as apache-2.0."})
     language: str | None = field(default=None, metadata={"help": "Language code for the model card, such as en."})
+
+    def __post_init__(self) -> None:
+        if self.average_checkpoints < 1:
+            raise ValueError(f"average_checkpoints is {self.average_checkpoints}, expected at least 1")
+        # With one to keep, Trainer keeps the last and the best; with more, the best takes the place of one of them.
+        if self.average_checkpoints > 1 and self.save_total_limit is not None:
+            self.save_total_limit = max(self.save_total_limit, self.average_checkpoints + 1)
+        super().__post_init__()
 
 
 OPTIONS = (DataArguments, ModelArguments, ScratchArguments, TransferArguments, RunArguments)
@@ -158,6 +174,23 @@ def build_tokenizer_and_model(
     )
     check_word_tokenizer(tokenizer, options.model or "this run")
     return tokenizer, model, origin
+
+
+def use_better_average(trainer: FineTuningTrainer, checkpoints: list[Path], metric: str) -> bool:
+    """Give the model the mean weights of `checkpoints`, if `metric` is no worse on the validation sentences then."""
+    metric = metric.removeprefix("eval_")
+    if len(checkpoints) < 2:
+        return False
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    one = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = trainer.evaluate(metric_key_prefix="one")[f"one_{metric}"]
+    model.load_state_dict(averaged_weights(checkpoints))
+    after = trainer.evaluate(metric_key_prefix="averaged")[f"averaged_{metric}"]
+    logger.info("validation %s of one %.4f, of %d averaged %.4f", metric, before, len(checkpoints), after)
+    no_worse = after <= before if metric == "loss" else after >= before
+    if not no_worse:
+        model.load_state_dict(one)
+    return no_worse
 
 
 def baseline_scores(data: TaggedData, seed: int) -> dict[str, Any]:
@@ -198,6 +231,11 @@ def main() -> None:
 
     # Everything that can be wrong with the input shows here, before any long work.
     with one_line_errors():
+        if transfer.lora_rank and options.average_checkpoints > 1:
+            raise ValueError(
+                f"average_checkpoints is {options.average_checkpoints}, but checkpoints of LoRA hold its updates "
+                "alone: leave out one of the two"
+            )
         folder = Path(options.output_dir)
         data = load(data_options)
         arguments = {
@@ -262,6 +300,10 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(f"interrupted at step {trainer.state.global_step}: the same command goes on from the last checkpoint")
 
+    averaged = False
+    if options.average_checkpoints > 1:
+        checkpoints = list_checkpoints(folder)[-options.average_checkpoints :]
+        averaged = use_better_average(trainer, checkpoints, options.metric_for_best_model or "f1")
     validation = trainer.evaluate()
     test = trainer.predict(splits["test"], metric_key_prefix="test")
     if not main_process:
@@ -276,6 +318,7 @@ def main() -> None:
         logger.info("scoring the baseline")
         record.scores["baseline"] = baseline_scores(data, options.seed)
     record.training |= describe_training(trainer.state, lengths, result.metrics["train_runtime"], options.seed)
+    record.training["averaged"] = averaged
 
     save_model_folder(plain_model(trainer.accelerator.unwrap_model(trainer.model)), tokenizer, folder)
     record.status = "finished"

@@ -169,6 +169,16 @@ def test_lora_killed_and_stopped_goes_on_to_the_same_bits(tag, tmp_path, checkpo
     assert not torch.equal(weights[query.format(1)], before[theirs.format(1)])
 
 
+def test_the_last_checkpoints_are_averaged_if_that_is_no_worse_on_validation(tag, tmp_path):
+    data, out = write_columns(tmp_path / "data.conll", sentences(100)), tmp_path / "out"
+    options = {"dataset": data, **TINY, **FAST, "num_train_epochs": 12, "baseline": False, "average_checkpoints": 3}
+    tag(**options, keep_checkpoints=True, output_dir=out)
+    assert read_record(out)["training"]["averaged"]
+    checkpoints = [load_file(path / "model.safetensors") for path in list_checkpoints(out)[-3:]]
+    for name, tensor in load_file(out / "model.safetensors").items():
+        torch.testing.assert_close(tensor, sum(weights[name] for weights in checkpoints) / 3)
+
+
 def test_two_processes_score_all_sentences(tmp_path):
     data = write_columns(tmp_path / "data.conll", sentences(102))
     options = {"dataset": data, **TINY, **FAST, "bf16": False, "per_device_train_batch_size": 4}
@@ -204,6 +214,7 @@ BAD_OPTIONS = {
     "a tokenizer of running text": ({"tokenizer_algorithm": "bpe", "vocab_size": 400}, "wordpiece or unigram"),
     "frozen noise": ({"freeze_layers": 1}, "--freeze_layers is for a pretrained model"),
     "too long": ({"model": "bert", "max_length": 40}, "--max_length is 40, but the model has 32 positions"),
+    "averaged updates": ({"model": "bert", "lora_rank": 2, "average_checkpoints": 2}, "leave out one of the two"),
     "too many layers": ({"model": "bert", "freeze_layers": 3}, "freeze_layers is 3, but the model has 2 layers"),
     "no such layer": (
         {"model": "bert", "lora_rank": 2, "lora_targets": ["query"]},
