@@ -283,7 +283,7 @@ RECIPES = {
     "pretrain": ["encoder", "decoder"],
     "prune": ["clinc150_pruned"],
     "tag": ["conll2000"],
-    "translate": ["multi30k"],
+    "translate": ["multi30k", "software_en_de"],
 }
 
 
