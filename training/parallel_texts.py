@@ -21,7 +21,6 @@ from chinchilla_hf.data.parallel_texts import (
     hold_out,
     read_catalogue,
     read_descriptions,
-    read_dictionary,
     read_manual,
     write_pairs,
 )
@@ -41,9 +40,6 @@ class Options:
     manuals: list[str] = field(
         default_factory=list,
         metadata={"help": "Folders of pages in the source language, each with that of the target's."},
-    )
-    dictionary: str | None = field(
-        default=None, metadata={"help": "A dictionary in the format of Ding, target :: source."}
     )
     source_language: str = field(default="en", metadata={"help": "Code of the language to translate from."})
     target_language: str = field(default="de", metadata={"help": "Code of the language to translate to."})
@@ -65,8 +61,6 @@ def passages(options: Options) -> Iterator[Passage]:
         path = Path(name)
         files = sorted(path.rglob("*.mo")) if path.is_dir() else [path]
         yield from chain.from_iterable(read_catalogue(file) for file in files)
-    if options.dictionary is not None:
-        yield from read_dictionary(options.dictionary)
 
 
 def main() -> None:

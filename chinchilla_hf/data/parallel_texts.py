@@ -1,6 +1,6 @@
 """
 Pairs of sentences out of what translators of free software wrote: Debian's descriptions of packages, catalogues of
-gettext, manuals of which each page has one in the other language, and the examples of a dictionary.
+gettext, and manuals of which each page has one in the other language.
 
 A reader yields [`Passage`]s, texts that say the same. [`clean_pairs`] cuts them into sentences where both sides have as
 many, and leaves out what is no translation; [`hold_out`] holds out whole documents.
@@ -123,30 +123,6 @@ def read_manual(source_folder: str | Path, target_folder: str | Path, name: str 
         for ours, theirs in pairs:
             if not (ours.is_variant or theirs.is_variant):
                 yield Passage(ours.text, theirs.text, document, name)
-
-
-def read_dictionary(path: str | Path, min_words: int = 4, target_first: bool = True) -> Iterator[Passage]:
-    """
-    Examples and idioms of a dictionary in the format of Ding (`haus | ... :: house | ...`): entries of so many words.
-
-    Args:
-        path: of the dictionary.
-        min_words: words that both sides of a pair have at least. Single words have too many translations.
-        target_first: whether the target language stands on the left.
-    """
-    for line in _open_text(path):
-        sides = [side.split("|") for side in line.strip().split("::")]
-        if line.startswith("#") or len(sides) != 2 or len(sides[0]) != len(sides[1]):
-            continue
-        document = "dictionary/" + (WORD.findall(sides[0][0]) or ["?"])[0].lower()
-        for pair in zip(*sides, strict=True):
-            # The first of the synonyms, without its grammar, field and explanation.
-            plain = [
-                re.sub(r"\s+", " ", re.sub(r"\{[^}]*\}|\[[^]]*\]|\([^)]*\)", "", side)).split(";")[0] for side in pair
-            ]
-            if "/" not in "".join(plain) and all(len(WORD.findall(side)) >= min_words for side in plain):
-                target, source = plain if target_first else plain[::-1]
-                yield Passage(source, target, document, "dictionary")
 
 
 def clean_pairs(

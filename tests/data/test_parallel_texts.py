@@ -15,7 +15,6 @@ from chinchilla_hf.data.parallel_texts import (
     hold_out,
     read_catalogue,
     read_descriptions,
-    read_dictionary,
     read_manual,
 )
 
@@ -139,19 +138,6 @@ def test_a_manual_is_aligned_by_ids_or_by_the_same_elements(tmp_path):
         ("Two.", "Zwei."),
     ]
     assert len({passage.document for passage in passages}) == 3
-
-
-def test_a_dictionary_gives_its_phrases(tmp_path):
-    lines = [
-        "# License",
-        "Haus {n} [arch.] | Sie haben ein Haus gebaut.; Sie bauten :: house | They have built a house. [Br.]; They did",
-        "drei | zwei Teile :: other numbers of parts",
-    ]
-    (tmp_path / "de-en").write_text("\n".join(lines))
-    passages = list(read_dictionary(tmp_path / "de-en"))
-    assert [(s.strip(), t.strip()) for s, t in sides(passages)] == [
-        ("They have built a house.", "Sie haben ein Haus gebaut.")
-    ]
 
 
 @pytest.mark.parametrize(
