@@ -216,7 +216,7 @@ def ask_teacher(
     vectors = teacher_vectors(
         teacher.to(options.device),
         teacher_tokenizer,
-        [text for split in texts.values() for text in split["text"]],
+        [text for split in texts.values() for text in split["text"][:]],
         max_length=min(max_length, teacher_tokenizer.model_max_length),
         bf16=options.bf16,
         cache_dir=teaching.teacher_cache_dir,
