@@ -234,8 +234,10 @@ def main() -> None:
     data, teaching, distillation, start, shape, options = parse_recipe(OPTIONS, DEFAULT_RECIPE, __doc__)
     main_process = start_script(options)
     options.label_names = distillation.label_names
-    # The vectors are learned, so what pools them goes into the checkpoint.
-    pooled = {"pooling": "mean", "pooler_type": "normalized", "add_pooling_layer": True}
+    if distillation.of_vectors:
+        pooling = {"pooling": "mean", "pooler_type": "normalized", "add_pooling_layer": True}
+    else:
+        pooling = {"add_pooling_layer": False}  # the teacher's would not be trained
 
     with one_line_errors():
         folder = Path(options.output_dir)
@@ -250,7 +252,7 @@ def main() -> None:
             start,
             shape,
             trims=False,
-            **(pooled if distillation.of_vectors else {}),
+            **pooling,
         )
         max_length = choose_max_length(start, tokenizer, student.config)
         token_teacher = distillation.token_teacher(teacher, student) if distillation.of_tokens else None
