@@ -23,6 +23,7 @@ from huggingface_hub.utils import validate_repo_id
 from .output_folder import RUN_RECORD
 from .run_record import RunRecord, write_atomically
 from .runtime import EXPORT_RECORD
+from .sentence_folder import SENTENCE_MODULES
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -56,6 +57,12 @@ PRETRAINING_METRIC_NAMES = {
     "masked_accuracy": "Accuracy, of masked tokens",
     "next_token_accuracy": "Accuracy, of the next token",
     "next_sentence_accuracy": "Accuracy, of whether two texts follow each other",
+}
+# The same for encoders that were distilled, on held-out documents.
+ENCODING_METRIC_NAMES = {
+    "loss": "Loss",
+    "similarity_correlation": "Rank correlation with the teacher, of how alike two texts are",
+    "vector_cosine": "Cosine of the vector of a text with the teacher's, the mean",
 }
 # The names in the record of what the card says about the training, and how it says it.
 TRAINING_NAMES = {
@@ -329,6 +336,23 @@ def _pretraining(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
+def _encoding(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
+    validation, model = fields["scores"]["validation"], fields["model"]
+    facts: dict[str, Any] = {
+        "teacher": _code(model["teacher"]["base_model"]),
+        "sizes": [(name, of["parameters"]) for name, of in (("this model", model), ("its teacher", model["teacher"]))],
+        "score_rows": [
+            (title, f"{validation[name]:.4f}") for name, title in ENCODING_METRIC_NAMES.items() if name in validation
+        ],
+        "max_length": fields["arguments"].get("max_length"),
+        "hidden_size": model["config"]["hidden_size"],
+        "compares": (folder / SENTENCE_MODULES).is_file(),
+    }
+    if facts["compares"]:
+        facts |= {"library_name": "sentence-transformers", "pipeline_tag": "sentence-similarity"}
+    return facts
+
+
 def _plan_rows(plan: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What was predicted, and what came out."""
     if not plan:
@@ -350,6 +374,7 @@ TASKS = {
     "question-answering": _Task("answering_card.md.jinja", _answering, "AutoModelForQuestionAnswering", "questions"),
     "translation": _Task("translation_card.md.jinja", _translation, "AutoModelForSeq2SeqLM", "pairs"),
     "fill-mask": _Task("pretraining_card.md.jinja", _pretraining, "AutoModelForMaskedLM"),
+    "feature-extraction": _Task("encoder_card.md.jinja", _encoding, "AutoModel", "texts"),
     "text-generation": _Task("pretraining_card.md.jinja", _pretraining, "AutoModelForCausalLM"),
 }
 

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .run_record import RunRecord, is_temporary
+from .sentence_folder import POOLING_FOLDER
 from .sharding import in_its_own_class
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def _delete_all_but_the_record(folder: Path) -> None:
     """What a run leaves. Its record stays, so that an interruption here leaves a folder that is known to be a run's."""
     for path in folder.iterdir():
         if path.is_dir():
-            ours = path.name in (TRAINER_LOGS, TARGET_TOKENIZER, STAGES)
+            ours = path.name in (TRAINER_LOGS, TARGET_TOKENIZER, STAGES, POOLING_FOLDER)
             if ours or path.name.startswith((PREFIX_CHECKPOINT_DIR, _STAGING)):
                 shutil.rmtree(path)
         elif path.name != RUN_RECORD:

@@ -373,6 +373,57 @@ def test_no_card_of_a_pretraining_that_did_not_end(tmp_path):
     assert not (tmp_path / "README.md").exists()
 
 
+# Encoders
+
+
+def encoder_record(**changes):
+    fields = {
+        "task": "feature-extraction",
+        "arguments": {"max_length": 40, "license": "mit", "language": "en"},
+        "data": {"name": "texts.jsonl", "rows": {"train": 90000, "validation": 500}, "fingerprint": "ab12"},
+        "model": {
+            "class": "ChinchillaModel",
+            "parameters": 5820160,
+            "base_model": None,
+            "config": {"hidden_size": 384},
+            "teacher": {"base_model": "package://minilm/model", "parameters": 22713216},
+        },
+        "scores": {"validation": {"loss": 0.1234, "similarity_correlation": 0.9567, "vector_cosine": 0.9432}},
+    }
+    return finished_record(**{**fields, **changes})
+
+
+def test_the_card_of_an_encoder_that_compares_texts(path):
+    (path.parent / "modules.json").write_text("[]")
+    text = card_text(path, encoder_record())
+    data = ModelCard.load(path).data
+    assert (data.library_name, data.pipeline_tag) == ("sentence-transformers", "sentence-similarity")
+    assert (data.license, data.language, data.eval_results) == ("mit", "en", None)
+    for part in (
+        "as `package://minilm/model` does, on `texts.jsonl`",
+        "a vector of 384 numbers",
+        "It has 5,820,160 parameters, and its teacher 22,713,216.",
+        'SentenceTransformer("my-classifier", trust_remote_code=True)',
+        'AutoModel.from_pretrained("my-classifier", trust_remote_code=True)',
+        'OnnxTextEncoder("exported")',
+        "train 90,000 texts, validation 500 texts",
+        "the teacher, of how alike two texts are | 0.9567 |",
+        "the mean | 0.9432 |",
+        "texts of up to 40 tokens",
+    ):
+        assert part in text, part
+    assert "pipeline(" not in text and not re.search(r"\n{3,}|[{][{%]", text)
+    for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        compile(code, "card", "exec")
+
+
+def test_the_card_of_an_encoder_without_vectors(path):
+    text = card_text(path, encoder_record(scores={"validation": {"loss": 0.5}}, arguments={}))
+    data = ModelCard.load(path).data
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "feature-extraction")
+    assert "sentence_transformers" not in text and "It is a beginning: fine-tune it" in text and "None" not in text
+
+
 # Options of the run, and exports
 
 

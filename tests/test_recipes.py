@@ -279,7 +279,7 @@ RECIPES = {
     "answer": ["policyqa"],
     "classify": ["tweet_sentiment", "clinc150", "sick", "smiles", "price_moves"],
     "distill": ["clinc150_student"],
-    "distill_encoder": ["minilm_student"],
+    "distill_encoder": ["minilm_student", "mini_en"],
     "pretrain": ["encoder", "decoder"],
     "prune": ["clinc150_pruned"],
     "tag": ["conll2000"],

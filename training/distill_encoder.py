@@ -4,10 +4,16 @@ Distil an encoder on raw text, before there is a task: a small model learns to r
     python training/distill_encoder.py training/recipes/minilm_student.yaml --dataset wiki.jsonl.gz
     python training/distill_encoder.py --teacher NAME_OR_FOLDER --dataset wiki.jsonl.gz --hidden_size 128
 
-The teacher is any encoder or decoder of Transformers. The student begins with some of its layers (--teacher_layers), at
-a checkpoint (--model), or from scratch with a shape and a tokenizer of its own. The output folder holds the encoder,
-`run.json`, which says how alike both find the same texts, and the loss curve; `training/classify.py --model` fine-tunes
-it. An interrupted run goes on where it was: repeat the command.
+The teacher is any encoder or decoder of Transformers. The student begins with some of its layers and tokens
+(--teacher_layers), at a checkpoint (--model), or from scratch with a shape and a tokenizer of its own. It learns the
+states of tokens (--hidden_weight, --attention_weight), for which the teacher reads along, and the vectors of texts
+(--vector_weight, --relation_weight). If vectors are all, as in
+
+    python training/distill_encoder.py training/recipes/mini_en.yaml --dataset texts.jsonl.gz
+
+the teacher is asked once, and kept on disk what it says. The output folder holds the encoder, which loads in
+sentence-transformers, too, its card, `run.json`, which says how alike both find the same texts, and the loss curve;
+`training/classify.py --model` fine-tunes it. An interrupted run goes on where it was: repeat the command.
 """
 
 import dataclasses
@@ -17,31 +23,39 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import (
     AutoModel,
     EarlyStoppingCallback,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
 from chinchilla_hf import ChinchillaModel
 from chinchilla_hf.compression.encoder_distillation import (
+    TEACHER_ROW,
     EncoderDistillationArguments,
     EncoderDistillationTrainer,
     pieces,
     similarity_correlation,
+    text_vectors,
 )
 from chinchilla_hf.compression.student_start import TeacherArguments, start_student
+from chinchilla_hf.compression.teacher_vectors import teacher_vectors
 from chinchilla_hf.compression.token_states import OWN_POSITIONS, tokens_for_both
 from chinchilla_hf.data.corpora import Corpus, CorpusArguments
+from chinchilla_hf.data.short_texts import check_words, short_texts
 from chinchilla_hf.data.token_store import whole_text_tokenizer
 from chinchilla_hf.metrics import plot_loss_curve
+from chinchilla_hf.model_card import write_model_card
 from chinchilla_hf.model_start import ScratchArguments, StartArguments, choose_max_length
 from chinchilla_hf.output_folder import RUN_RECORD, claim_output_folder, list_checkpoints, save_model_folder
 from chinchilla_hf.processes import closed_process_group, start_script
 from chinchilla_hf.publishing import check_access, push_folder
 from chinchilla_hf.recipes import one_line_errors, parse_recipe
 from chinchilla_hf.run_record import RunRecord, describe_machine, describe_model, describe_training
+from chinchilla_hf.sentence_folder import write_sentence_folder
 from chinchilla_hf.training_arguments import FineTuningArguments, choose_attention, result_neutral_options
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "minilm_student.yaml"
@@ -50,10 +64,36 @@ COMPARED_TEXTS = 500
 
 @dataclass
 class DataArguments(CorpusArguments):
-    """Which text, and how much of it."""
+    """Which text, and how documents are cut."""
 
-    max_documents: int | None = field(default=None, metadata={"help": "Only so many documents, for a quick trial."})
-    validation_share: float = field(default=0.01, metadata={"help": "Share of the documents held out for validation."})
+    cut_by: str = field(
+        default="tokens",
+        metadata={
+            "help": "Cut documents every --max_length tokens; or by words, in sentences and spans of a few of them, "
+            "each text once.",
+            "choices": ["tokens", "words"],
+        },
+    )
+    min_words: int = field(default=3, metadata={"help": "Words of a span at least."})
+    max_words: int = field(default=18, metadata={"help": "Words of a sentence or span at most."})
+    cut_seed: int = field(default=42, metadata={"help": "Seed of the spans: one for all runs to be compared."})
+    max_texts: int | None = field(
+        default=None, metadata={"help": "Only so many of the texts that come of it to train on, chosen at random."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.max_texts is not None and self.max_texts < 1:
+            raise ValueError(f"max_texts is {self.max_texts}, expected at least 1")
+        check_words(self.min_words, self.max_words)
+
+
+@dataclass
+class CachedTeacherArguments(TeacherArguments):
+    """Who teaches, what the student has of it, and where what it says is kept."""
+
+    teacher_cache_dir: str | None = field(
+        default=None, metadata={"help": "Where the teacher's vectors are kept. Default: Hugging Face's cache."}
+    )
 
 
 @dataclass
@@ -73,15 +113,13 @@ class RunArguments(FineTuningArguments):
     early_stopping_patience: int = field(
         default=0, metadata={"help": "Stop after so many evaluations without a better one; 0: never."}
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.label_names = [OWN_POSITIONS]  # so that evaluations have a loss
+    license: str | None = field(default=None, metadata={"help": "Licence for the model card, such as apache-2.0."})
+    language: str | None = field(default=None, metadata={"help": "Language code for the model card, such as en."})
 
 
 OPTIONS = (
     DataArguments,
-    TeacherArguments,
+    CachedTeacherArguments,
     EncoderDistillationArguments,
     StartArguments,
     ScratchArguments,
@@ -89,23 +127,29 @@ OPTIONS = (
 )
 
 
-def make_splits(
-    corpus: Corpus,
-    fingerprint: str,
-    data: DataArguments,
-    tokenizer: PreTrainedTokenizerFast,
-    teacher_tokenizer: PreTrainedTokenizerFast,
-    max_length: int,
-) -> tuple[DatasetDict, list[str]]:
-    """Token ids for both, of the pieces to train on and to validate on; and some of the latter as text."""
+def cut_texts(
+    corpus: Corpus, fingerprint: str, data: DataArguments, tokenizer: PreTrainedTokenizerFast, max_length: int
+) -> DatasetDict:
+    """
+    The texts to train on and to validate on, in the column `text`.
 
-    def generate(fingerprint: str, rules: str, max_length: int, share: float, max_documents: int | None):
+    Raises:
+        ValueError: there are none of either.
+    """
+
+    def by_tokens(fingerprint: str, rules: str, max_length: int, share: float, max_documents: int | None):
         yield from pieces(islice(corpus.documents(), max_documents), tokenizer, max_length, share)
 
-    rules = whole_text_tokenizer(tokenizer.backend_tokenizer.to_str()).to_str()
-    known = {"fingerprint": fingerprint, "rules": rules, "max_length": max_length}
-    known |= {"share": data.validation_share, "max_documents": data.max_documents}
-    found = Dataset.from_generator(generate, gen_kwargs=known)  # kept on disk, by the hash of these
+    def by_words(fingerprint: str, words: tuple[int, int], seed: int, share: float, max_documents: int | None):
+        yield from short_texts(islice(corpus.documents(), max_documents), *words, seed, share)
+
+    known = {"fingerprint": fingerprint, "share": data.validation_share, "max_documents": data.max_documents}
+    if data.cut_by == "tokens":
+        known["rules"] = whole_text_tokenizer(tokenizer.backend_tokenizer.to_str()).to_str()
+        found = Dataset.from_generator(by_tokens, gen_kwargs=known | {"max_length": max_length})
+    else:
+        known |= {"words": (data.min_words, data.max_words), "seed": data.cut_seed}
+        found = Dataset.from_generator(by_words, gen_kwargs=known)  # kept on disk, by the hash of these
     splits = DatasetDict(
         {
             name: found.filter(
@@ -120,26 +164,80 @@ def make_splits(
                 f"no text is left for {name}: give more documents, or another --validation_share than "
                 f"{data.validation_share}"
             )
+    if data.max_texts is not None and data.max_texts < len(splits["train"]):
+        chosen = np.random.default_rng(data.cut_seed).permutation(len(splits["train"]))[: data.max_texts]
+        splits["train"] = splits["train"].select(np.sort(chosen))
+    return splits
+
+
+def tokenize(
+    splits: DatasetDict,
+    tokenizer: PreTrainedTokenizerFast,
+    teacher_tokenizer: PreTrainedTokenizerFast | None,
+    max_length: int,
+) -> DatasetDict:
+    """
+    Token ids of the texts for the student and, if it reads along, for the teacher.
+
+    Raises:
+        ValueError: both have no token in common.
+    """
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
         own = tokenizer(batch["text"], truncation=True, max_length=max_length)
-        both = tokens_for_both(batch["text"], None, tokenizer, teacher_tokenizer, max_length)
-        return {**own, "length": [len(ids) for ids in own["input_ids"]], **both}
+        lengths = [len(ids) for ids in own["input_ids"]]
+        if teacher_tokenizer is None:
+            return {**own, "length": lengths}
+        return {
+            **own,
+            "length": lengths,
+            **tokens_for_both(batch["text"], None, tokenizer, teacher_tokenizer, max_length),
+        }
 
-    compared = splits["validation"][:COMPARED_TEXTS]["text"]
     tokenized = splits.map(encode, batched=True, remove_columns=["text"], desc="Tokenizing")
-    if not any(any(positions) for positions in tokenized["validation"][OWN_POSITIONS]):
+    if teacher_tokenizer is not None and not any(map(any, tokenized["validation"][OWN_POSITIONS])):
         raise ValueError(
             "no token of the student's tokenizer stands for the same characters as one of the teacher's: give the "
             "student another --tokenizer_algorithm"
         )
-    return tokenized, compared
+    return tokenized
+
+
+def ask_teacher(
+    splits: DatasetDict,
+    texts: DatasetDict,
+    teacher: PreTrainedModel,
+    teacher_tokenizer: PreTrainedTokenizerFast,
+    teaching: CachedTeacherArguments,
+    max_length: int,
+    options: RunArguments,
+) -> tuple[DatasetDict, np.ndarray]:
+    """`splits` with a column that says which of the teacher's vectors is that of the text; and these vectors."""
+    vectors = teacher_vectors(
+        teacher.to(options.device),
+        teacher_tokenizer,
+        [text for split in texts.values() for text in split["text"][:]],
+        max_length=min(max_length, teacher_tokenizer.model_max_length),
+        bf16=options.bf16,
+        cache_dir=teaching.teacher_cache_dir,
+        show_progress=options.process_index == 0,
+    )
+    first, rows = 0, {}
+    for name, split in splits.items():
+        rows[name] = split.add_column(TEACHER_ROW, np.arange(first, first + len(split)))
+        first += len(split)
+    return DatasetDict(rows), vectors
 
 
 @closed_process_group()
 def main() -> None:
     data, teaching, distillation, start, shape, options = parse_recipe(OPTIONS, DEFAULT_RECIPE, __doc__)
     main_process = start_script(options)
+    options.label_names = distillation.label_names
+    if distillation.of_vectors:
+        pooling = {"pooling": "mean", "pooler_type": "normalized", "add_pooling_layer": True}
+    else:
+        pooling = {"add_pooling_layer": False}  # the teacher's would not be trained
 
     with one_line_errors():
         folder = Path(options.output_dir)
@@ -154,12 +252,15 @@ def main() -> None:
             start,
             shape,
             trims=False,
+            **pooling,
         )
         max_length = choose_max_length(start, tokenizer, student.config)
-        token_teacher = distillation.token_teacher(teacher, student)
+        token_teacher = distillation.token_teacher(teacher, student) if distillation.of_tokens else None
         fingerprint = corpus.fingerprint()
         with options.main_process_first(local=False, desc="tokenizing"):
-            splits, compared = make_splits(corpus, fingerprint, data, tokenizer, teacher_tokenizer, max_length)
+            texts = cut_texts(corpus, fingerprint, data, tokenizer, max_length)
+            compared = texts["validation"][:COMPARED_TEXTS]["text"]
+            splits = tokenize(texts, tokenizer, teacher_tokenizer if distillation.of_tokens else None, max_length)
         record = RunRecord(
             task="feature-extraction",
             arguments={
@@ -180,7 +281,7 @@ def main() -> None:
             checkpoint = claim_output_folder(
                 folder,
                 record,
-                ignore=result_neutral_options(list(record.arguments)),
+                ignore=result_neutral_options(list(record.arguments)) | {"teacher_cache_dir", "license", "language"},
                 overwrite=options.overwrite and main_process,
                 write=main_process,
             )
@@ -192,6 +293,10 @@ def main() -> None:
             f"{teacher.num_parameters():,} parameters; student: {student.num_parameters():,}, {origin}"
         )
 
+    vectors = None
+    if not distillation.of_tokens:
+        with one_line_errors(), options.main_process_first(local=False, desc="asking the teacher"):
+            splits, vectors = ask_teacher(splits, texts, teacher, teacher_tokenizer, teaching, max_length, options)
     lengths = splits["train"]["length"][:]
     student.set_attn_implementation(start.attn_implementation or choose_attention(options, sum(lengths) / len(lengths)))
     push_to_hub, options.push_to_hub = options.push_to_hub, False
@@ -201,6 +306,7 @@ def main() -> None:
         distillation=distillation,
         token_teacher=token_teacher,
         teacher_tokenizer=teacher_tokenizer,
+        vectors=vectors,
         train_dataset=splits["train"],
         eval_dataset=splits["validation"],
         processing_class=tokenizer,
@@ -214,14 +320,24 @@ def main() -> None:
     if not main_process:
         return
     student = trainer.accelerator.unwrap_model(trainer.model)
-    alike = similarity_correlation([(student, tokenizer), (teacher, teacher_tokenizer)], compared, max_length)
+    own, theirs = (
+        text_vectors(model, rules, compared, max_length)
+        for model, rules in ((student, tokenizer), (teacher, teacher_tokenizer))
+    )
+    alike = similarity_correlation(own, theirs)
     trainer.release()
     record.scores = {"validation": {"loss": loss, "similarity_correlation": alike}}
+    if distillation.vector_weight and own.shape == theirs.shape:
+        record.scores["validation"]["vector_cosine"] = (own * theirs).sum(dim=-1).mean().item()
     record.training |= describe_training(trainer.state, lengths, result.metrics["train_runtime"], options.seed)
     save_model_folder(student, tokenizer, folder)
+    if distillation.of_vectors:
+        longest = min(tokenizer.model_max_length, student.config.max_position_embeddings)
+        write_sentence_folder(folder, student.config.hidden_size, longest)
     plot_loss_curve(trainer.state.log_history, folder / "loss.png")
     record.status = "finished"
     record.write(folder / RUN_RECORD)
+    write_model_card(record, folder / "README.md")
     if not options.keep_checkpoints:
         for path in list_checkpoints(folder):
             shutil.rmtree(path)

@@ -16,7 +16,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -124,6 +124,21 @@ def label_columns(teacher: PreTrainedModel, label_names: Sequence[str], problem_
     return [places[name] for name in label_names]
 
 
+def cache_key(
+    teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], facts: Sequence[Any]
+) -> str:
+    """32 hexadecimal digits that tell what `teacher` gives for `texts` from all else; `facts` say how it is asked."""
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    # How it cuts and pads at the moment is no matter.
+    digest.update(whole_text_tokenizer(tokenizer.backend_tokenizer.to_str()).to_str().encode())
+    for name, tensor in teacher.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    for text in texts:
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()[:32]
+
+
 def teacher_outputs(
     teacher: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
@@ -152,15 +167,9 @@ def teacher_outputs(
         cache_dir: where outputs are kept; `chinchilla_hf/teachers` in the cache of Hugging Face if not given.
         show_progress: with a bar.
     """
-    digest = hashlib.sha256(json.dumps([list(columns), max_length, bf16, text_pairs is not None]).encode())
-    # How it cuts and pads at the moment is no matter.
-    digest.update(whole_text_tokenizer(tokenizer.backend_tokenizer.to_str()).to_str().encode())
-    for name, tensor in teacher.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    for text in (*texts, *(text_pairs or ())):
-        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-    path = Path(cache_dir or DEFAULT_CACHE) / f"{digest.hexdigest()[:32]}.safetensors"
+    facts = [list(columns), max_length, bf16, text_pairs is not None]
+    key = cache_key(teacher, tokenizer, (*texts, *(text_pairs or ())), facts)
+    path = Path(cache_dir or DEFAULT_CACHE) / f"{key}.safetensors"
     if path.is_file():
         logger.info("the teacher's outputs are in %s", path)
         return TeacherOutputs(**load_file(path))
@@ -441,9 +450,10 @@ def loss_from_labels(logits: torch.Tensor, labels: torch.Tensor, problem_type: s
 def student_from_teacher(
     teacher: Student,
     tokenizer: PreTrainedTokenizerFast,
-    texts: Sequence[str] | None,
+    texts: Iterable[str] | None,
     layers: Sequence[int],
     intermediate_share: float = 1.0,
+    **trimming: Any,
 ) -> tuple[Student, PreTrainedTokenizerFast]:
     """
     A part of the teacher to begin with: some of its layers, with the strongest of their neurons, and the tokens that
@@ -455,9 +465,10 @@ def student_from_teacher(
         texts: all that there are of the task; `None`: leave all tokens.
         layers: of the teacher, in the order of the student.
         intermediate_share: share of the neurons of each layer, rounded up to a multiple of 16.
+        trimming: other arguments of [`trim_vocabulary`], such as `max_size`.
 
     Raises:
-        ValueError: no such layers, a share that is none, or no texts.
+        ValueError: no such layers, a share that is none, or what [`trim_vocabulary`] raises.
     """
     if not 0 < intermediate_share <= 1:
         raise ValueError(f"intermediate_share is {intermediate_share}, expected a share above 0 and up to 1")
@@ -470,4 +481,4 @@ def student_from_teacher(
             strongest = of_block.neurons.topk(count).indices.sort().values.tolist()
             parts.append(BlockParts(list(range(len(of_block.heads))), strongest))
         prune(student, parts)
-    return student, tokenizer if texts is None else trim_vocabulary(student, tokenizer, texts)
+    return student, tokenizer if texts is None else trim_vocabulary(student, tokenizer, texts, **trimming)

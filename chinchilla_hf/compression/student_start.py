@@ -30,6 +30,21 @@ class TeacherArguments:
     intermediate_share: float = field(
         default=1.0, metadata={"help": "Share of the neurons of these layers that the student has: the strongest."}
     )
+    teacher_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "How many of the teacher's tokens a student with its layers has, at most; the rest is written by "
+            "smaller ones. Default: for a task those that its texts need, else all."
+        },
+    )
+    teacher_tokens_by: str = field(
+        default="texts",
+        metadata={
+            "help": "Which tokens these are: the most frequent of the texts, or also the first of the teacher's "
+            "vocabulary, which a BERT has by frequency.",
+            "choices": ["texts", "both"],
+        },
+    )
 
     def load(
         self, own_class: type[ChinchillaPreTrainedModel], auto_class: Any
@@ -80,7 +95,7 @@ def start_student(
         teacher, tokenizer, options: see [`TeacherArguments.load`].
         start: the checkpoint, and what to change of it.
         shape: of a student from scratch.
-        trims: leave out the teacher's tokens that the texts do not need.
+        trims: leave out the teacher's tokens that the texts do not need, even if no number of them is given.
         change: is made to a part of the teacher.
         config_fields: of the student, such as `id2label`.
 
@@ -88,9 +103,13 @@ def start_student(
         ValueError: options that do not go together, or do not fit the checkpoint.
         OSError: there is no such checkpoint, or its weights are damaged.
     """
+    if options.teacher_tokens_by != "texts" and options.teacher_tokens is None:
+        raise ValueError("--teacher_tokens_by says which --teacher_tokens: give their number, or leave it out")
     if options.teacher_layers is None:
         if options.intermediate_share != 1:
             raise ValueError("--intermediate_share is of the teacher's layers: give --teacher_layers, or leave it out")
+        if options.teacher_tokens is not None:
+            raise ValueError("--teacher_tokens go with the teacher's layers: give --teacher_layers, or leave it out")
         return start_model(own_class, texts, start, shape, TransferArguments(), **config_fields)
     for option in dataclasses.fields(shape):
         if getattr(shape, option.name) != option.default:
@@ -98,8 +117,15 @@ def start_student(
     if start.model is not None:
         raise ValueError("--model and --teacher_layers both say where the student starts: leave out one of them")
     assert isinstance(teacher, ChinchillaPreTrainedModel), "it was loaded as one of ours"
+    trims = trims or options.teacher_tokens is not None
     student, own_tokenizer = student_from_teacher(
-        teacher, tokenizer, list(texts()) if trims else None, options.teacher_layers, options.intermediate_share
+        teacher,
+        tokenizer,
+        texts() if trims else None,
+        options.teacher_layers,
+        options.intermediate_share,
+        max_size=options.teacher_tokens,
+        order=options.teacher_tokens_by,
     )
     if change is not None:
         change(student)

@@ -23,6 +23,7 @@ from ..modeling_chinchilla_pretrained import ChinchillaFamilyPreTrainedModel
 logger = logging.getLogger(__name__)
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+ORDERS = ("texts", "both")
 KINDS = ("WordPiece", "BPE", "Unigram", "WordLevel")
 
 
@@ -31,28 +32,37 @@ def trim_vocabulary(
     tokenizer: PreTrainedTokenizerFast,
     texts: Iterable[str],
     min_count: int = 1,
+    max_size: int | None = None,
+    order: str = "texts",
 ) -> PreTrainedTokenizerFast:
     """
     Leave to `model` only the tokens that occur in `texts`, in place, and give the tokenizer that goes with it.
 
     Special tokens stay, and so do single characters: all of ASCII and of the texts, and all bytes where the tokenizer
-    writes by bytes.
+    writes by bytes. Under `max_size`, characters beyond ASCII have to be frequent, as any token.
 
     Args:
         model: any of the family; its embeddings, the head that predicts tokens and the ids in its config change.
         tokenizer: of `model`.
         texts: as many as the task has, unlabelled ones, too: what is not in them is written by smaller tokens.
-        min_count: a token that occurs less often goes as well.
+        min_count: a token that occurs less often goes as well, unless `order` is `"both"`.
+        max_size: leave at most so many tokens, the first in `order`; `None`: as many as the texts need.
+        order: `"texts"`, the most frequent first; or `"both"`, by the better of a token's places in that order and in
+            the vocabulary of a WordPiece, in which BERT's stand by their frequency in another, larger corpus: for texts
+            that are narrower than what the model is for. Tokens may stay that the texts do not have.
 
     Returns:
         A tokenizer of the same class, with new ids.
 
     Raises:
-        ValueError: no texts, a tokenizer that is not the model's, or one of another kind than WordPiece, BPE, Unigram
-            and WordLevel; or encoder and decoder have vocabularies of their own. Nothing has changed then.
+        ValueError: no texts, a `max_size` that is too small for what has to stay, an order that is not there or not for
+            this tokenizer, a tokenizer that is not the model's, or one of another kind than WordPiece, BPE, Unigram and
+            WordLevel; or encoder and decoder have vocabularies of their own. Nothing has changed then.
     """
     if min_count < 1:
         raise ValueError(f"min_count is {min_count}, expected at least 1")
+    if order not in ORDERS:
+        raise ValueError(f"order is {order!r}, expected one of {', '.join(ORDERS)}")
     if len(tokenizer) > model.config.vocab_size:
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} tokens, but the model only {model.config.vocab_size}: pass the "
@@ -67,23 +77,30 @@ def trim_vocabulary(
     kind = backend["model"]["type"]
     if kind not in KINDS:
         raise ValueError(f"the tokenizer is a {kind}, expected one of {', '.join(KINDS)}")
+    if order == "both" and (kind != "WordPiece" or max_size is None):
+        raise ValueError("order is 'both', which chooses max_size tokens of a WordPiece: leave it out")
     vocabulary = tokenizer.get_vocab()
     counts, characters = _count(tokenizer, texts)
-    kept = {token for token, token_id in vocabulary.items() if counts[token_id] >= min_count}
-    kept |= {token["content"] for token in backend["added_tokens"]} | set(tokenizer.all_special_tokens)
+    has_to_stay = {token["content"] for token in backend["added_tokens"]} | set(tokenizer.all_special_tokens)
+    if "unk_token" in backend["model"] and backend["model"]["unk_token"] in vocabulary:
+        has_to_stay.add(backend["model"]["unk_token"])
+    if kind == "Unigram" and backend["model"]["unk_id"] is not None:
+        has_to_stay.add(backend["model"]["vocab"][backend["model"]["unk_id"]][0])
     prefix = backend["model"].get("continuing_subword_prefix") or ""
+    rare = characters if max_size is None else {"▁"}  # by which a Unigram begins a word
     for token in vocabulary:
         piece = token.removeprefix(prefix)
-        single = len(piece) == 1 and (kind == "BPE" or piece.isascii() or piece in characters)
+        single = len(piece) == 1 and (kind == "BPE" or piece.isascii() or piece in rare)
         if single or BYTE_TOKEN.fullmatch(token):
-            kept.add(token)
-    if kind == "BPE":
-        kept |= _parts_of_merges(backend["model"]["merges"], kept)
-    if "unk_token" in backend["model"] and backend["model"]["unk_token"] in vocabulary:
-        kept.add(backend["model"]["unk_token"])
+            has_to_stay.add(token)
+    wanted = [token for token, token_id in vocabulary.items() if counts[token_id] >= min_count]
+    if order == "both":
+        wanted = _by_both(tokenizer, prefix, counts)
+    elif max_size is not None:
+        wanted.sort(key=lambda token: (-counts[vocabulary[token]], vocabulary[token]))
+    merges = backend["model"]["merges"] if kind == "BPE" else []
+    kept = _fill(has_to_stay, wanted, max_size, merges)
     old_ids = sorted(vocabulary[token] for token in kept)
-    if kind == "Unigram" and backend["model"]["unk_id"] is not None:
-        old_ids = sorted({*old_ids, backend["model"]["unk_id"]})
 
     new_ids = {old: new for new, old in enumerate(old_ids)}
     trimmed = _trimmed_tokenizer(tokenizer, backend, new_ids)
@@ -106,20 +123,49 @@ def _count(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> tuple[np
     return counts, characters
 
 
-def _parts_of_merges(merges: list[Any], kept: set[str]) -> set[str]:
-    """All tokens that the tokens `kept` are merged from."""
+def _by_both(tokenizer: PreTrainedTokenizerFast, prefix: str, counts: np.ndarray) -> list[str]:
+    """All tokens that a WordPiece can write, by the better of their places by `counts` and in the vocabulary."""
+    vocabulary, cut = tokenizer.get_vocab(), tokenizer.backend_tokenizer.pre_tokenizer
+    # Not such as BERT's [unused1], which the rules take apart before the vocabulary is asked.
+    known = [
+        token
+        for token in sorted(vocabulary, key=vocabulary.__getitem__)
+        if cut is None or len(cut.pre_tokenize_str(token.removeprefix(prefix))) == 1
+    ]
+    by_count = sorted(known, key=lambda token: -counts[vocabulary[token]])
+    place = {token: i for i, token in enumerate(known)}
+    for i, token in enumerate(by_count):
+        place[token] = min(place[token], i)
+    return sorted(known, key=place.__getitem__)
+
+
+def _fill(has_to_stay: set[str], wanted: Iterable[str], max_size: int | None, merges: list[Any]) -> set[str]:
+    """Tokens that stay: the first ones that are `wanted`, each with those that it is merged from, up to `max_size`."""
     parts: dict[str, tuple[str, str]] = {}
     for merge in merges:
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         parts.setdefault(left + right, (left, right))
-    found: set[str] = set()
-    waiting = list(kept)
-    while waiting:
-        for part in parts.get(waiting.pop(), ()):
-            if part not in kept and part not in found:
-                found.add(part)
-                waiting.append(part)
-    return found
+
+    def with_parts(tokens: Iterable[str], kept: set[str]) -> set[str]:
+        found: set[str] = set()
+        waiting = list(tokens)
+        while waiting:
+            token = waiting.pop()
+            if token not in kept and token not in found:
+                found.add(token)
+                waiting.extend(parts.get(token, ()))
+        return found
+
+    kept = with_parts(has_to_stay, set())
+    if max_size is not None and len(kept) > max_size:
+        raise ValueError(
+            f"max_size is {max_size}, but {len(kept)} tokens have to stay, special ones and single characters: raise it"
+        )
+    for token in wanted:
+        new = with_parts([token], kept)
+        if max_size is None or len(kept) + len(new) <= max_size:
+            kept |= new
+    return kept
 
 
 def _trimmed_tokenizer(

@@ -5,6 +5,9 @@ import random
 import pytest
 import torch
 from conftest import make_tiny_config, make_tiny_decoder_config, make_tiny_seq2seq_config
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from chinchilla_hf import (
@@ -81,6 +84,40 @@ def test_rare_tokens_go_and_their_characters_stay(tokenizers):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_most_frequent_tokens_stay_up_to_a_size(tokenizers, algorithm):
+    tokenizer = tokenizers[algorithm]
+    model = ChinchillaForMaskedLM(make_tiny_config(vocab_size=len(tokenizer), **token_ids(tokenizer))).eval()
+    texts = ["the cat"] * 5 + ["the house"] * 3 + ["walked"]
+    with pytest.raises(ValueError, match=r"max_size is 7, but \d+ tokens have to stay") as raised:
+        trim_vocabulary(model, tokenizer, texts, max_size=7)
+    least = int(str(raised.value).split("but ")[1].split()[0])
+    assert model.config.vocab_size == len(tokenizer)  # nothing has changed
+    room = 8 if algorithm == "bpe" else len(tokenizer.tokenize("the cat"))  # of a BPE, also for what these are made of
+    trimmed = trim_vocabulary(model, tokenizer, texts, max_size=least + room)
+    assert least < len(trimmed) <= least + 8 and model.config.vocab_size == len(trimmed)
+    assert trimmed.tokenize("the cat") == tokenizer.tokenize("the cat")
+    assert len(trimmed.tokenize("the walked")) > len(tokenizer.tokenize("the walked"))
+    assert model(**trimmed(texts, padding=True, return_tensors="pt")).logits.isfinite().all()
+
+
+def test_tokens_that_the_texts_lack_stay_by_their_place_in_the_vocabulary():
+    rules = {"[UNK]": 0, "[PAD]": 1, "[unused0]": 2, "a": 3, "dog": 4, "cat": 5, "##s": 6, "horse": 7, "owl": 8}
+    backend = Tokenizer(WordPiece(rules, unk_token="[UNK]"))
+    backend.pre_tokenizer = BertPreTokenizer()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]")
+
+    def tokens(order: str, max_size: int) -> set[str]:
+        model = ChinchillaForSequenceClassification(make_tiny_config(vocab_size=9, pad_token_id=1))
+        trimmed = trim_vocabulary(model, tokenizer, ["owl owl horse"], max_size=max_size, order=order)
+        return set(trimmed.get_vocab()) - {"[UNK]", "[PAD]", "a", "##s"}  # which have to stay
+
+    assert tokens("texts", 5) == {"owl"} and tokens("texts", 9) == {"owl", "horse"}
+    assert tokens("both", 6) == {"owl", "dog"} and tokens("both", 7) == {"owl", "dog", "horse"}
+    assert tokens("both", 9) == {"owl", "dog", "horse", "cat"}  # and not [unused0], which no text is cut into
+
+
+@torch.no_grad()
 def test_what_writes_gives_its_tokens_the_same_scores():
     tokenizer = train_tokenizer(
         [" ".join(WORDS)] * 20, algorithm="bpe", vocab_size=400, for_decoder=True, show_progress=False
@@ -137,6 +174,8 @@ def test_refused(tokenizers):
     for texts, options, message in (
         ([], {}, "there are no texts to choose tokens by"),
         (TEXTS, {"min_count": 0}, "min_count is 0, expected at least 1"),
+        (TEXTS, {"order": "size"}, "order is 'size', expected one of texts, both"),
+        (TEXTS, {"order": "both"}, "order is 'both', which chooses max_size tokens of a WordPiece"),
     ):
         with pytest.raises(ValueError, match=message):
             trim_vocabulary(model, tokenizer, texts, **options)

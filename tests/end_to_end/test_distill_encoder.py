@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_tiny_config
+from huggingface_hub import ModelCard
 from labelled_files import MOODS, sentences
 from safetensors.torch import load_file
 from scripts import read_record, run_forked, run_script, words
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, GPT2Config, GPT2Model
 
 from chinchilla_hf import ChinchillaModel, train_tokenizer
+from chinchilla_hf.compression import teacher_vectors as vectors_module
 from chinchilla_hf.compression.distillation import similarities
-from chinchilla_hf.compression.encoder_distillation import pieces, similarity_correlation
+from chinchilla_hf.compression.encoder_distillation import pieces, similarity_correlation, text_vectors
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 90}
 SHORT = {"per_device_train_batch_size": 16, "learning_rate": 3e-3, "num_train_epochs": 4, "max_length": 16}
@@ -75,8 +77,9 @@ def test_a_student_with_a_tokenizer_of_its_own(distill, taught, tmp_path, teache
     if tokenizers[0].pad_token is None:
         tokenizers[0].pad_token = tokenizers[0].eos_token
     of_teacher, untaught = zip(models, tokenizers, strict=True)
-    after = similarity_correlation([(student, tokenizer), of_teacher], texts, 16)
-    assert after > max(0.5, similarity_correlation([untaught, of_teacher], texts, 16) + 0.05)
+    own, theirs, before = (text_vectors(*pair, texts, 16) for pair in ((student, tokenizer), of_teacher, untaught))
+    after = similarity_correlation(own, theirs)
+    assert after > max(0.5, similarity_correlation(before, theirs) + 0.05)
     assert 0.2 < scores["similarity_correlation"] < 1 and scores["loss"] > 0
     assert (out / "loss.png").is_file()
 
@@ -88,8 +91,82 @@ def test_a_student_of_the_teachers_layers(distill, tmp_path):
     assert read_record(tmp_path / "out")["scores"]["validation"]["similarity_correlation"] > 0.5
 
 
-def test_an_interrupted_run_ends_as_if_it_had_not_been(taught, tmp_path):
+VECTORS = {"vector_weight": 1, "relation_weight": 10, "hidden_weight": 0, "attention_weight": 0}
+BY_WORDS = {"cut_by": "words", "min_words": 2, "max_words": 6}
+
+
+def test_a_student_in_the_vector_space_of_its_teacher(distill, taught, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    options = {"teacher_layers": [0, 2], "intermediate_share": 0.5, "teacher_tokens": 100, "teacher_tokens_by": "both"}
+    options |= {
+        **VECTORS,
+        **BY_WORDS,
+        **SHORT,
+        "max_texts": 100,
+        "hidden_dropout": 0,
+        "license": "mit",
+        "language": "en",
+    }
+    options |= {"teacher_cache_dir": tmp_path / "cache", "num_train_epochs": 8}
+    printed = distill(**options, output_dir=out)
+    assert "100 texts to learn from" in printed and "with 100 of its" in printed
+    record = read_record(out)
+    validation = record["scores"]["validation"]
+    assert validation["vector_cosine"] > 0.5 and validation["similarity_correlation"] > 0.4
+    student, tokenizer = AutoModel.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    config = student.config
+    assert len(tokenizer) == config.vocab_size == 100 and config.intermediate_size_by_layer == [16, 16]
+    assert (config.pooling, config.pooler_type) == ("mean", "normalized")
+    assert not any("projection" in name or "pooler" in name for name in load_file(out / "model.safetensors"))
+    texts = ["the film was good", "a bad day"]
+    expected = text_vectors(student, tokenizer, texts, 16)
+    pooled = student(**tokenizer(texts, padding=True, return_tensors="pt")).pooler_output
+    torch.testing.assert_close(torch.nn.functional.normalize(pooled, dim=-1), expected)
+    metadata = ModelCard.load(out / "README.md").data
+    assert (metadata.library_name, metadata.pipeline_tag) == ("sentence-transformers", "sentence-similarity")
+    assert (metadata.license, metadata.language) == ("mit", "en")
+
+    # its files are deleted with it, and the teacher is not asked again
+    monkeypatch.setattr(vectors_module, "mean_states", None)
+    distill(**options | {"max_steps": 1, "eval_steps": 1, "save_steps": 1}, output_dir=out, overwrite=True)
+    assert read_record(out)["training"]["steps"] == 1
+
+
+def test_sentence_transformers_takes_the_folder(distill, tmp_path):
+    package = pytest.importorskip("sentence_transformers", reason="pip install sentence-transformers")
+    out, tokens = tmp_path / "out", {"max_steps": 1, "eval_steps": 1, "save_steps": 1}
+    distill(teacher_layers=[1], **VECTORS, **BY_WORDS, **SHORT | tokens, output_dir=out)
+    model = package.SentenceTransformer(str(out), trust_remote_code=True, device="cpu")
+    assert [type(module).__name__ for module in model] == ["Transformer", "Pooling", "Normalize"]
+    assert model.max_seq_length == 32
+    texts = ["the film was good", "a bad day"]
+    expected = text_vectors(AutoModel.from_pretrained(out), AutoTokenizer.from_pretrained(out), texts, 32)
+    torch.testing.assert_close(torch.tensor(model.encode(texts)), expected)
+
+
+def test_vectors_of_another_width_are_learned_through_a_map(distill, tmp_path):
+    out = tmp_path / "out"
+    distill(output_dir=out, **SHAPE, **VECTORS, **BY_WORDS, **SHORT, teacher_cache_dir=tmp_path / "cache")
+    record = read_record(out)
+    assert "vector_cosine" not in record["scores"]["validation"]  # which is of vectors of one width
+    assert AutoModel.from_pretrained(out).config.hidden_size == 16
+    assert not any("projection" in name for name in load_file(out / "model.safetensors"))
+
+
+def test_without_vectors_there_is_nothing_to_pool(distill, tmp_path):
+    out, tokens = tmp_path / "out", {"max_steps": 1, "eval_steps": 1, "save_steps": 1}
+    distill(teacher_layers=[1], relation_weight=0, **SHORT | tokens, output_dir=out)
+    assert not (out / "modules.json").exists() and AutoModel.from_pretrained(out).pooler is None
+    card = ModelCard.load(out / "README.md")
+    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "feature-extraction")
+
+
+@pytest.mark.parametrize(
+    "learned", [{}, {**VECTORS, **BY_WORDS}, {"vector_weight": 1}], ids=["tokens", "vectors", "both"]
+)
+def test_an_interrupted_run_ends_as_if_it_had_not_been(taught, tmp_path, learned):
     options = {"dataset": taught / "text.jsonl", "teacher": taught / "bert", **SHAPE, **SHORT, "hidden_dropout": 0.1}
+    options |= {**learned, "teacher_cache_dir": tmp_path / "cache"}
     whole = run_forked("distill_encoder", {**options, "output_dir": tmp_path / "whole"})
     assert whole.code == 0, whole.errors
     steps = read_record(tmp_path / "whole")["training"]["steps"]
@@ -112,6 +189,12 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(taught, tmp_path):
         ({"teacher_layers": [0], "model": "runs/x"}, "--model and --teacher_layers both say"),
         ({"intermediate_share": 0.5}, "--intermediate_share is of the teacher's layers"),
         ({"hidden_size": 16, "num_attention_heads": 2, "relation_heads": 5}, "relation_heads is 5, but must divide"),
+        ({"teacher_tokens": 60}, "--teacher_tokens go with the teacher's layers"),
+        ({"teacher_layers": [0], "teacher_tokens": 9}, "max_size is 9, but"),
+        ({"teacher_layers": [0], "teacher_tokens_by": "both"}, "--teacher_tokens_by says which --teacher_tokens"),
+        ({"cut_by": "words", "min_words": 9, "max_words": 4}, "min_words is 9 and max_words 4"),
+        ({"max_texts": 0}, "max_texts is 0, expected at least 1"),
+        ({"vector_weight": -1}, "vector_weight is -1.0, expected 0 or more"),
         ({"relation_weight": 0, "hidden_weight": 0, "attention_weight": 0}, "are all 0, so there is nothing to learn"),
         ({"validation_share": 0}, "no text is left for validation: give more documents"),
     ],
@@ -150,4 +233,6 @@ def test_a_model_agrees_with_itself():
     texts = ["one two", "three four five", "six", "two two three"]
     tokenizer = train_tokenizer(texts * 5, vocab_size=60, show_progress=False)
     model = ChinchillaModel(make_tiny_config(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id))
-    assert similarity_correlation([(model, tokenizer)] * 2, texts, 16, batch_size=3) == pytest.approx(1)
+    vectors = text_vectors(model, tokenizer, texts, 16, batch_size=3)
+    assert similarity_correlation(vectors, vectors) == pytest.approx(1)
+    torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(4))
