@@ -136,6 +136,8 @@ class EncoderDistillationTrainer(TokenTaughtTrainer):
         vectors: np.ndarray | None = None,
         **kwargs: Any,
     ) -> None:
+        if vectors is not None:
+            kwargs["data_collator"] = VectorCollator(kwargs["processing_class"], vectors)
         super().__init__(*args, token_teacher=token_teacher, teacher_tokenizer=teacher_tokenizer, **kwargs)
         if self.label_names != distillation.label_names:
             raise ValueError(
@@ -145,7 +147,6 @@ class EncoderDistillationTrainer(TokenTaughtTrainer):
             raise ValueError("give either token_teacher, which reads along, or vectors, which it gave before")
         self.distillation = distillation
         if vectors is not None:
-            self.data_collator = VectorCollator(self.processing_class, vectors)
             width = vectors.shape[1]
         else:
             width = token_teacher.teacher.config.hidden_size  # type: ignore[union-attr]

@@ -93,11 +93,14 @@ def test_the_most_frequent_tokens_stay_up_to_a_size(tokenizers, algorithm):
         trim_vocabulary(model, tokenizer, texts, max_size=7)
     least = int(str(raised.value).split("but ")[1].split()[0])
     assert model.config.vocab_size == len(tokenizer)  # nothing has changed
-    room = 8 if algorithm == "bpe" else len(tokenizer.tokenize("the cat"))  # of a BPE, also for what these are made of
+    longer = [token for token in tokenizer.tokenize("the cat") if len(token) > 1 and token != "▁"]
+    room = 8 if algorithm == "bpe" else max(1, len(longer))  # of a BPE, also for what these are made of
     trimmed = trim_vocabulary(model, tokenizer, texts, max_size=least + room)
     assert least < len(trimmed) <= least + 8 and model.config.vocab_size == len(trimmed)
     assert trimmed.tokenize("the cat") == tokenizer.tokenize("the cat")
-    assert len(trimmed.tokenize("the walked")) > len(tokenizer.tokenize("the walked"))
+    assert set(trimmed.get_vocab()) < set(tokenizer.get_vocab())
+    if longer:  # this Unigram writes by single characters, but for one word
+        assert len(trimmed.tokenize("the walked")) > len(tokenizer.tokenize("the walked"))
     assert model(**trimmed(texts, padding=True, return_tensors="pt")).logits.isfinite().all()
 
 
