@@ -136,6 +136,8 @@ class EncoderDistillationTrainer(TokenTaughtTrainer):
         vectors: np.ndarray | None = None,
         **kwargs: Any,
     ) -> None:
+        if (token_teacher is None) is (vectors is None):
+            raise ValueError("give either token_teacher, which reads along, or vectors, which it gave before")
         if vectors is not None:
             kwargs["data_collator"] = VectorCollator(kwargs["processing_class"], vectors)
         super().__init__(*args, token_teacher=token_teacher, teacher_tokenizer=teacher_tokenizer, **kwargs)
@@ -143,13 +145,8 @@ class EncoderDistillationTrainer(TokenTaughtTrainer):
             raise ValueError(
                 f"label_names is {self.label_names}, expected {distillation.label_names}: pass it in the arguments"
             )
-        if (token_teacher is None) is (vectors is None):
-            raise ValueError("give either token_teacher, which reads along, or vectors, which it gave before")
         self.distillation = distillation
-        if vectors is not None:
-            width = vectors.shape[1]
-        else:
-            width = token_teacher.teacher.config.hidden_size  # type: ignore[union-attr]
+        width = token_teacher.teacher.config.hidden_size if token_teacher is not None else vectors.shape[1]  # type: ignore[union-attr]
         own_width = self.model.config.hidden_size
         if distillation.vector_weight and own_width != width:
             # Trained and kept in checkpoints with the student, as long as it is taught.
@@ -199,7 +196,7 @@ def vector_loss(
 
     Args:
         vectors: the student's, `(batch, width)`.
-        mapped: the same in the teacher's width, `(batch, teacher_width)`.
+        mapped: the same in the teacher's width, `(batch, teacher_width)`; not looked at without `vector_weight`.
         of_teacher: `(batch, teacher_width)`.
         vector_weight: of the mean of 1 less the cosine of both vectors of a text.
         relation_weight: of the mean squared difference of the cosines of every two texts.
@@ -207,7 +204,9 @@ def vector_loss(
     vectors, mapped, theirs = (
         nn.functional.normalize(values.float(), dim=-1) for values in (vectors, mapped, of_teacher)
     )
-    loss = vector_weight * (1 - (mapped * theirs).sum(dim=-1)).mean()
+    loss = theirs.new_zeros(())
+    if vector_weight:
+        loss = loss + vector_weight * (1 - (mapped * theirs).sum(dim=-1)).mean()
     if relation_weight:
         loss = loss + relation_weight * (vectors @ vectors.T - theirs @ theirs.T).square().mean()
     return loss
