@@ -60,15 +60,6 @@ DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "clinc150_student.yaml"
 
 
 @dataclass
-class CachedTeacherArguments(TeacherArguments):
-    """Who teaches, what the student has of it, and where what it says is kept."""
-
-    teacher_cache_dir: str | None = field(
-        default=None, metadata={"help": "Where the teacher's outputs are kept. Default: Hugging Face's cache."}
-    )
-
-
-@dataclass
 class ModelArguments(StartArguments):
     """Where the student starts, if not with the teacher's layers, and what its classifier reads."""
 
@@ -83,7 +74,7 @@ class ModelArguments(StartArguments):
 
 OPTIONS = (
     LabelledArguments,
-    CachedTeacherArguments,
+    TeacherArguments,
     DistillationArguments,
     ModelArguments,
     ScratchArguments,

@@ -88,15 +88,6 @@ class DataArguments(CorpusArguments):
 
 
 @dataclass
-class CachedTeacherArguments(TeacherArguments):
-    """Who teaches, what the student has of it, and where what it says is kept."""
-
-    teacher_cache_dir: str | None = field(
-        default=None, metadata={"help": "Where the teacher's vectors are kept. Default: Hugging Face's cache."}
-    )
-
-
-@dataclass
 class RunArguments(FineTuningArguments):
     """Trainer's options with the defaults of learning from raw text."""
 
@@ -119,7 +110,7 @@ class RunArguments(FineTuningArguments):
 
 OPTIONS = (
     DataArguments,
-    CachedTeacherArguments,
+    TeacherArguments,
     EncoderDistillationArguments,
     StartArguments,
     ScratchArguments,
@@ -208,7 +199,7 @@ def ask_teacher(
     texts: DatasetDict,
     teacher: PreTrainedModel,
     teacher_tokenizer: PreTrainedTokenizerFast,
-    teaching: CachedTeacherArguments,
+    teaching: TeacherArguments,
     max_length: int,
     options: RunArguments,
 ) -> tuple[DatasetDict, np.ndarray]:

@@ -45,6 +45,9 @@ class TeacherArguments:
             "choices": ["texts", "both"],
         },
     )
+    teacher_cache_dir: str | None = field(
+        default=None, metadata={"help": "Where what the teacher says is kept. Default: Hugging Face's cache."}
+    )
 
     def load(
         self, own_class: type[ChinchillaPreTrainedModel], auto_class: Any
