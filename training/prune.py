@@ -287,10 +287,12 @@ def main() -> None:
     stages: list[dict] = record.training.setdefault("stages", [])
     target = record.training["target_share"]  # of an interrupted run, what was measured then
     attention = pruning.attn_implementation or choose_attention(options, length)
-    if stages:  # an interrupted run
-        finished = folder / STAGES / str(len(stages)) / FINISHED_STAGE
-        model = ChinchillaForSequenceClassification.from_pretrained(finished)
     for number in range(len(stages) + 1, pruning.stages + 1):
+        if number > 1:
+            # Every stage begins with what the one before has saved, as that of an interrupted run does: a model that
+            # was trained computes under autocast from then on, and its scores would differ.
+            finished = folder / STAGES / str(number - 1) / FINISHED_STAGE
+            model = ChinchillaForSequenceClassification.from_pretrained(finished)
         model.to(options.device).set_attn_implementation(attention)
         now = blocks_forward(model.config, length) / flops
         share = begin * min(1.0, target / begin) ** (number / pruning.stages)
@@ -341,6 +343,7 @@ def main() -> None:
             record.write(folder / RUN_RECORD)  # from here on, an interrupted run begins with the next stage
             for path in list_checkpoints(of_stage.output_dir):
                 shutil.rmtree(path)
+        trainer.accelerator.wait_for_everyone()
 
     test = score_classifier(trainer, splits, record)
     if not main_process:

@@ -51,7 +51,10 @@ def test_single_label_from_scratch(classify, tmp_path):
     data, out = write_csv(tmp_path / "reviews.csv", sentences(240)), tmp_path / "out"
     printed = classify(dataset=data, **TINY, **FAST, output_dir=out)
 
-    assert {path.name for path in out.iterdir() if path.is_file()} == RESULT_FILES | {"confusion_matrix.png"}
+    assert {path.name for path in out.iterdir() if path.is_file()} == RESULT_FILES | {
+        "confusion_matrix.png",
+        "loss.png",
+    }
     assert not list(out.glob("checkpoint-*"))
     record = read_record(out)
     assert record["status"] == "finished"
@@ -206,7 +209,10 @@ def test_lora_is_interrupted_goes_on_and_leaves_a_plain_checkpoint(classify, tmp
     assert record["training"]["resumed"] == 1 and record["model"]["class"] == "ChinchillaForSequenceClassification"
     assert record["model"]["trained_parameters"] < record["model"]["parameters"] / 3
     assert record["scores"]["test"]["accuracy"] > 0.8
-    assert {path.name for path in out.iterdir() if path.is_file()} == RESULT_FILES | {"confusion_matrix.png"}
+    assert {path.name for path in out.iterdir() if path.is_file()} == RESULT_FILES | {
+        "confusion_matrix.png",
+        "loss.png",
+    }
     weights = load_file(out / "model.safetensors")
     assert not any("lora" in name or "base_layer" in name for name in weights)
 
