@@ -19,6 +19,8 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from ..run_record import write_atomically
+
 HELD_OUT_SHARE = 0.05
 SPLITS = ("train", "validation", "test")
 # A passage is cut into sentences behind these, before what can begin one.
@@ -205,7 +207,6 @@ def write_pairs(
 ) -> None:
     """Aligned files that `training/translate.py` takes as `--dataset`: `train.en`, `train.de`, `train.origin`, ..."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     for split, pairs in splits.items():
         sides = {
             source_language: [pair.source for pair in pairs],
@@ -213,9 +214,7 @@ def write_pairs(
             "origin": [pair.origin for pair in pairs],
         }
         for ending, lines in sides.items():
-            temporary = folder / f".{split}.{ending}.tmp"
-            temporary.write_text("".join(f"{line}\n" for line in lines), "utf-8")
-            temporary.replace(folder / f"{split}.{ending}")
+            write_atomically(folder / f"{split}.{ending}", "".join(f"{line}\n" for line in lines).encode())
 
 
 def clean(text: str) -> str:
