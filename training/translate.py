@@ -266,9 +266,9 @@ def build_model(
 
 def encode(split: Dataset, tokenizers: Tokenizers, max_length: int, drop_long: bool) -> tuple[TokenPairs, int]:
     """Token ids of the pairs, and how many were too long."""
-    sources = tokenizers.source(split["source"][:])["input_ids"]
+    sources = tokenizers.source(split["source"][:], verbose=False)["input_ids"]
     # The start token is not predicted.
-    targets = [ids[1:] for ids in tokenizers.target(split["target"][:])["input_ids"]]
+    targets = [ids[1:] for ids in tokenizers.target(split["target"][:], verbose=False)["input_ids"]]
     pairs = list(zip(sources, targets, strict=True))
     too_long = [max(map(len, pair)) > max_length for pair in pairs]
     if drop_long:
