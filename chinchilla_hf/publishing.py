@@ -17,9 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
+from safetensors import safe_open
+from safetensors.torch import save
 from transformers import TrainingArguments
 
 from . import __version__
@@ -187,6 +190,33 @@ def refresh_code(folder: str | os.PathLike[str]) -> list[str]:
     for name in names:
         write_atomically(Path(folder) / name, (PACKAGE / name).read_bytes())
     return names
+
+
+def halve_weights(folder: str | os.PathLike[str]) -> int:
+    """
+    Store the float32 weights of a checkpoint as float16, in half the bytes. It is loaded as what `dtype` of its config
+    says, float32, whatever the file holds: what changes is the rounding of weights, by less than one part in 2,000.
+
+    Returns:
+        The bytes of the weights afterwards.
+
+    Raises:
+        PublishError: a weight is too large for float16, which ends at 65,504; the files are as they were.
+    """
+    paths = sorted(Path(folder).glob("model*.safetensors"))
+    written = {}
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+        for name, tensor in tensors.items():
+            if tensor.dtype == torch.float32:
+                tensors[name] = tensor.half()
+                if not tensors[name].isfinite().all():
+                    raise PublishError(f"{name} of {path} has weights above 65,504, too large for float16: leave them")
+        written[path] = save(tensors, metadata)
+    for path, content in written.items():
+        write_atomically(path, content)
+    return sum(map(len, written.values()))
 
 
 # Loads a checkpoint where this package cannot be imported, as on the machine of a stranger.

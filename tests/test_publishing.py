@@ -29,6 +29,7 @@ from chinchilla_hf.publishing import (
     check_folder,
     complete_card,
     files_of,
+    halve_weights,
     is_language,
     refresh_code,
     stale_code,
@@ -175,6 +176,30 @@ def test_old_code_is_refreshed(folder):
     assert stale_code(folder) == ["modeling_chinchilla.py"]
     assert refresh_code(folder) == ["modeling_chinchilla.py"]
     assert stale_code(folder) == [] and (folder / "own.py").read_text() == "# of the user\n"
+
+
+def test_weights_in_half_the_bytes_are_loaded_as_they_were(folder):
+    before = ChinchillaForSequenceClassification.from_pretrained(folder)
+    size = (folder / "model.safetensors").stat().st_size
+    halved = halve_weights(folder)
+    assert halved == (folder / "model.safetensors").stat().st_size < 0.6 * size
+    assert halve_weights(folder) == halved  # once is enough
+    after = ChinchillaForSequenceClassification.from_pretrained(folder)
+    for (name, was), (_, now) in zip(before.named_parameters(), after.named_parameters(), strict=True):
+        assert now.dtype == torch.float32
+        torch.testing.assert_close(now, was, rtol=1e-3, atol=1e-6, msg=name)
+    assert check_folder(folder) == []
+
+
+def test_weights_that_are_too_large_for_half_the_bytes_stay(folder):
+    model = ChinchillaForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        model.classifier.bias[0] = 1e6
+    model.save_pretrained(folder)
+    content = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(PublishError, match="classifier.bias .* above 65,504"):
+        halve_weights(folder)
+    assert (folder / "model.safetensors").read_bytes() == content
 
 
 def test_a_card_is_completed_and_keeps_its_text(folder):

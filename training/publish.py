@@ -13,7 +13,7 @@ import logging
 import sys
 from dataclasses import dataclass, field
 
-from chinchilla_hf.publishing import check_folder, complete_card, publish, refresh_code
+from chinchilla_hf.publishing import check_folder, complete_card, halve_weights, publish, refresh_code
 from chinchilla_hf.recipes import one_line_errors, parse_options
 
 logger = logging.getLogger("publish")
@@ -35,6 +35,9 @@ class PublishArguments:
     refresh_code: bool = field(
         default=False, metadata={"help": "Replace code files of another version of this package by those of this one."}
     )
+    half_weights: bool = field(
+        default=False, metadata={"help": "Store weights as float16, in half the bytes; they are loaded as float32."}
+    )
     message: str = field(default="Upload with chinchilla_hf", metadata={"help": "Of the commit."})
 
     def __post_init__(self) -> None:
@@ -53,6 +56,8 @@ def main() -> None:
         if options.refresh_code:
             for name in refresh_code(options.folder):
                 logger.info("%s is now that of this version", name)
+        if options.half_weights:
+            logger.info("the weights take %.1f MB", halve_weights(options.folder) / 1e6)
         problems = check_folder(options.folder)
         if problems:
             listed = "\n".join(f"- {problem}" for problem in problems)
