@@ -183,6 +183,7 @@ def write_model_card(
             rows=fields["data"].get("rows", {}),
             row_word=task.rows,
             fingerprint=fields["data"].get("fingerprint"),
+            data_description=fields["data"].get("description"),
             license=license,
             command=fields["command"],
             facts=_facts(fields),
@@ -223,10 +224,15 @@ def add_export(folder: str | os.PathLike[str], export: str | os.PathLike[str]) -
     record.exported["megabytes"] = {"torch": weights / 1e6, **figures["megabytes"]}
     record.exported["machine"] = said["machine"]
     record.write(path)
-    known = ModelCard.load(card_path).data.to_dict() if card_path.is_file() else {}
-    kept = {name: known[name] for name in ("license", "license_name", "language") if name in known}
-    write_model_card(record, card_path, **kept)
+    rewrite_model_card(record, card_path)
     return True
+
+
+def rewrite_model_card(record: RunRecord, path: str | os.PathLike[str]) -> None:
+    """[`write_model_card`] in place of an older card, of which the licence and the languages are kept."""
+    known = ModelCard.load(path).data.to_dict() if Path(path).is_file() else {}
+    kept = {name: known[name] for name in ("license", "license_name", "language") if name in known}
+    write_model_card(record, path, **kept)
 
 
 def _runtimes(exported: dict[str, Any]) -> dict[str, Any]:

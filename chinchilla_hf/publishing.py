@@ -26,6 +26,8 @@ from safetensors.torch import save
 from transformers import TrainingArguments
 
 from . import __version__
+from .model_card import rewrite_model_card
+from .output_folder import RUN_RECORD
 from .run_record import RunRecord, write_atomically
 
 # What a training leaves in its folder beside the model.
@@ -276,6 +278,22 @@ def complete_card(folder: str | os.PathLike[str], **metadata: Any) -> None:
     for name, value in given.items():
         setattr(card.data, name, value)
     write_atomically(path, f"{str(card).rstrip()}\n".encode())
+
+
+def describe_data(folder: str | os.PathLike[str], description: str) -> None:
+    """
+    Say in the record and in the card of a run what its data are, where their name does not: sources and licences.
+
+    Raises:
+        PublishError: there is no record of a run.
+    """
+    path = Path(folder) / RUN_RECORD
+    if not path.is_file():
+        raise PublishError(f"{path} is not there: data are described in the folder of a run")
+    record = RunRecord.read(path)
+    record.data["description"] = description
+    record.write(path)
+    rewrite_model_card(record, Path(folder) / "README.md")
 
 
 def publish(

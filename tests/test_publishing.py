@@ -28,6 +28,7 @@ from chinchilla_hf.publishing import (
     PublishError,
     check_folder,
     complete_card,
+    describe_data,
     files_of,
     halve_weights,
     is_language,
@@ -176,6 +177,17 @@ def test_old_code_is_refreshed(folder):
     assert stale_code(folder) == ["modeling_chinchilla.py"]
     assert refresh_code(folder) == ["modeling_chinchilla.py"]
     assert stale_code(folder) == [] and (folder / "own.py").read_text() == "# of the user\n"
+
+
+def test_what_the_data_are_stands_in_record_and_card(folder):
+    describe_data(folder, "Animals of a zoo (CC0).")
+    assert RunRecord.read(folder / "run.json").data["description"] == "Animals of a zoo (CC0)."
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "Fingerprint: `ab12`. Animals of a zoo (CC0). The licence of this model is apache-2.0" in text
+    assert check_folder(folder, load=False) == []
+    (folder / "run.json").unlink()
+    with pytest.raises(PublishError, match="data are described in the folder of a run"):
+        describe_data(folder, "Animals.")
 
 
 def test_weights_in_half_the_bytes_are_loaded_as_they_were(folder):

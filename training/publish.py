@@ -13,7 +13,7 @@ import logging
 import sys
 from dataclasses import dataclass, field
 
-from chinchilla_hf.publishing import check_folder, complete_card, halve_weights, publish, refresh_code
+from chinchilla_hf.publishing import check_folder, complete_card, describe_data, halve_weights, publish, refresh_code
 from chinchilla_hf.recipes import one_line_errors, parse_options
 
 logger = logging.getLogger("publish")
@@ -32,6 +32,9 @@ class PublishArguments:
     license: str | None = field(default=None, metadata={"help": "Licence for the card, such as apache-2.0."})
     license_name: str | None = field(default=None, metadata={"help": "Its name, of the licence other."})
     language: list[str] | None = field(default=None, metadata={"help": "Languages for the card, such as en."})
+    data_description: str | None = field(
+        default=None, metadata={"help": "For record and card: what the data are, with their sources and licences."}
+    )
     refresh_code: bool = field(
         default=False, metadata={"help": "Replace code files of another version of this package by those of this one."}
     )
@@ -50,6 +53,8 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for every request
     with one_line_errors():
+        if options.data_description is not None:
+            describe_data(options.folder, options.data_description)
         complete_card(
             options.folder, license=options.license, license_name=options.license_name, language=options.language
         )
