@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers.trainer_callback import ExportableState, ProgressCallback
 
 if TYPE_CHECKING:
     from .data.streaming import StreamedRows
@@ -83,6 +84,36 @@ def _saved_attributes(callback: TrainerCallback, state: TrainerState) -> dict[st
     """What the checkpoint that the run goes on from holds of an `ExportableState`; empty in a new run."""
     saved = state.stateful_callbacks.get(type(callback).__name__, {}) if state.global_step else {}
     return saved.get("attributes", {})
+
+
+class BudgetProgress(ProgressCallback):
+    """
+    Trainer's progress bar, for a run that ends by time: it shows the minutes of the budget, where the one that goes by
+    steps would wait for a last step that nobody knows.
+
+    Args:
+        clock: of the budget, registered before this.
+    """
+
+    def __init__(self, clock: BudgetClock):
+        super().__init__()
+        self._clock = clock
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            self.training_bar = tqdm(
+                total=self._clock.max_minutes,
+                initial=min(self._clock.seconds / 60, self._clock.max_minutes),
+                dynamic_ncols=True,
+                bar_format="{percentage:3.0f}%|{bar}| {n:.1f}/{total:g} minutes{postfix}",
+            )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.training_bar.set_postfix_str(f"step {state.global_step:,}", refresh=False)
+            self.training_bar.update(min(self._clock.seconds / 60, self._clock.max_minutes) - self.training_bar.n)
 
 
 class SkippedSteps(TrainerCallback, ExportableState):

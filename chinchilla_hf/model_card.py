@@ -230,7 +230,7 @@ def add_export(folder: str | os.PathLike[str], export: str | os.PathLike[str]) -
 
 def rewrite_model_card(record: RunRecord, path: str | os.PathLike[str]) -> None:
     """[`write_model_card`] in place of an older card, of which the licence and the languages are kept."""
-    known = ModelCard.load(path).data.to_dict() if Path(path).is_file() else {}
+    known = ModelCard.load(Path(path)).data.to_dict() if Path(path).is_file() else {}
     kept = {name: known[name] for name in ("license", "license_name", "language") if name in known}
     write_model_card(record, path, **kept)
 

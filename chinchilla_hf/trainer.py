@@ -15,9 +15,10 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import Seq2SeqTrainer, Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer_callback import ProgressCallback
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from .callbacks import BudgetClock, SkippedSteps, StepTimer, StreamState
+from .callbacks import BudgetClock, BudgetProgress, SkippedSteps, StepTimer, StreamState
 from .data.streaming import StreamedRows
 from .optim import MuonWithAdamW, decaying_schedule, parameter_groups
 from .output_folder import clear_save_errors
@@ -50,6 +51,8 @@ class _TimedTraining:
         for callback in (self.timer, clock, self.skipped):
             if callback is not None:
                 self.add_callback(callback)  # type: ignore[attr-defined]
+        if clock is not None and self.pop_callback(ProgressCallback):  # type: ignore[attr-defined]
+            self.add_callback(BudgetProgress(clock))  # type: ignore[attr-defined]
 
     @property
     def skipped_steps(self) -> int:

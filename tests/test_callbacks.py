@@ -7,7 +7,14 @@ import time
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from chinchilla_hf.callbacks import BudgetClock, SaveOnTermination, SkippedSteps, StepTimer, processor_seconds
+from chinchilla_hf.callbacks import (
+    BudgetClock,
+    BudgetProgress,
+    SaveOnTermination,
+    SkippedSteps,
+    StepTimer,
+    processor_seconds,
+)
 
 
 @pytest.fixture
@@ -38,6 +45,21 @@ def test_a_clock_stops_the_run_when_its_time_is_used(arguments):
     assert clock.progress() == 0.25 and clock.seconds == 130  # read at the end of a step only
     clock.on_step_end(arguments, TrainerState(), control)
     assert clock.progress() == 1 and control.should_training_stop
+
+
+def test_the_bar_of_a_budget_shows_its_minutes(arguments, capsys):
+    hand, control, state = Hand(), TrainerControl(), TrainerState(global_step=7, is_world_process_zero=True)
+    clock = BudgetClock(max_minutes=2, now=hand)
+    bar = BudgetProgress(clock)
+    clock.on_train_begin(arguments, state, control)
+    bar.on_train_begin(arguments, state, control)
+    for seconds in (30, 120):  # beyond the end, too
+        hand.seconds += seconds
+        bar.on_step_end(arguments, state, control)
+        bar.training_bar.refresh()
+    bar.on_train_end(arguments, state, control)
+    shown = capsys.readouterr().err
+    assert "0.0/2 minutes" in shown and "0.5/2 minutes, step 7" in shown and "2.0/2 minutes, step 7" in shown
 
 
 def test_processor_seconds_do_not_pass_while_nothing_is_done():

@@ -115,7 +115,9 @@ def _count(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> tuple[np
     characters: set[str] = set()
     normalizer, iterator = tokenizer.backend_tokenizer.normalizer, iter(texts)
     while batch := list(islice(iterator, 1000)):
-        for text, encoded in zip(batch, tokenizer(batch, add_special_tokens=False, verbose=False).input_ids, strict=True):
+        for text, encoded in zip(
+            batch, tokenizer(batch, add_special_tokens=False, verbose=False).input_ids, strict=True
+        ):
             counts += np.bincount(encoded, minlength=len(counts)) if encoded else 0
             characters.update(text if normalizer is None else normalizer.normalize_str(text))
     if not counts.any():

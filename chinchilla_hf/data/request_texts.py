@@ -1,8 +1,8 @@
 """
 Questions and requests as people put them to an assistant or into a search box: frames, filled with words of WordNet.
 
-There are few such texts that are free to train on, and a small encoder that never saw one is weak on them. What they say
-need not make sense to teach a student what its teacher makes of their words.
+There are few such texts that are free to train on, and a small encoder that never saw one is weak on them. What they
+say need not make sense to teach a student what its teacher makes of their words.
 """
 
 import re
@@ -19,14 +19,12 @@ COMMON, KNOWN = 5_000, 12_000  # ranks of words that are taken three times and t
 LONGEST_MEANING = 8  # words of a definition that stands for its word
 BARE_SHARE = 0.6  # of the nouns; the others have a determiner
 DETERMINERS = ("a ", "the ", "my ", "some ", "your ", "this ")
-DAYS = (
-    "monday tuesday wednesday thursday friday saturday sunday today tomorrow tonight yesterday january february march "
-    "april may june july august september october november december christmas"
-).split() + ["next week", "this weekend", "last month", "next year", "the weekend", "this morning"]
-NUMBERS = (
-    "one two three four five six seven eight nine ten eleven twelve fifteen twenty thirty forty fifty sixty hundred "
-    "thousand"
-).split()
+DAYS = ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday", "today", "tomorrow", "tonight"]
+DAYS += ["yesterday", "january", "february", "march", "april", "may", "june", "july", "august", "september", "october"]
+DAYS += ["november", "december", "christmas"]
+DAYS += ["next week", "this weekend", "last month", "next year", "the weekend", "this morning"]
+NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "fifteen"]
+NUMBERS += ["twenty", "thirty", "forty", "fifty", "sixty", "hundred", "thousand"]
 SLOT = re.compile(r"\{(noun|verb|adjective|day|number)\}")
 
 
@@ -83,16 +81,16 @@ def _add(found: Words, name: str, line: str, rank: Callable[[str], int | None]) 
         frames = {int(number) for number in rest[2::3]}
         if frames & TAKES_OBJECT:
             into.append(found.objects)
-    ranks = {lemma: [rank(word) for word in lemma.split(" ")] for lemma in lemmas}
-    for lemma, parts in ranks.items():
-        if None in parts:
+    known = False
+    for lemma in lemmas:
+        ranks = [rank(word) for word in lemma.split(" ")]
+        if any(number is None for number in ranks):
             continue
-        rarest = max(parts)
+        known, rarest = True, max(number for number in ranks if number is not None)
         for words in into:
             words.extend([lemma] * (1 + (rarest < KNOWN) + (rarest < COMMON)))
-    known = any(None not in parts for parts in ranks.values())
     if known and name != "adjectives" and 1 < len(definition.split()) <= LONGEST_MEANING:
-        getattr(found, name).append(definition)
+        into[0].append(definition)
 
 
 def read_frames(path: str | Path = FRAMES) -> list[str]:

@@ -10,7 +10,7 @@ from chinchilla_hf.data.request_texts import read_frames, read_wordnet, request_
 LICENCE = "  1 This software and database is being provided to you\n"
 # Lines of the format of wndb(5), with made-up offsets.
 FILES = {
-    "data.noun": '00001740 03 n 02 card 0 credit_card 0 001 ~ 00001930 n 0000 | a small piece of plastic; "a new card"\n'
+    "data.noun": '00001740 03 n 02 card 0 credit_card 0 001 ~ 00001930 n 0000 | a small piece of plastic; "a card"\n'
     "00001930 03 n 01 zyzzyva 0 000 | a weevil\n",
     "data.verb": '00002325 29 v 01 freeze 1 001 @ 00002724 v 0000 02 + 08 00 + 02 00 | stop moving; "the car froze"\n'
     "00002724 29 v 01 sleep 0 000 01 + 02 00 | be asleep\n",
@@ -52,7 +52,7 @@ def test_the_frames_that_come_with_the_package_give_each_text_once_and_the_same_
 
 
 def test_what_is_wrong_is_said(wordnet, tmp_path):
-    with pytest.raises(ValueError, match="no word of .* is left"):
+    with pytest.raises(ValueError, match=r"no word of .* is left"):
         read_wordnet(wordnet, {}.get)
     (tmp_path / "frames.txt").write_text("what is {thing}\n")
     with pytest.raises(ValueError, match=r"\{thing\} in 'what is \{thing\}' is no slot"):
