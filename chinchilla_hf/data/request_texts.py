@@ -82,7 +82,7 @@ def _add(found: Words, name: str, line: str, rank: Callable[[str], int | None]) 
         if frames & TAKES_OBJECT:
             into.append(found.objects)
     known = False
-    for lemma in lemmas:
+    for lemma in dict.fromkeys(lemmas):  # which may differ in capitals only
         ranks = [rank(word) for word in lemma.split(" ")]
         if any(number is None for number in ranks):
             continue
