@@ -29,7 +29,7 @@ class Options:
             "BERT stand in the order of their frequency."
         },
     )
-    count: int = field(default=600_000, metadata={"help": "Texts to make; those that come twice are left out."})
+    count: int = field(default=700_000, metadata={"help": "Texts to make; those that come twice are left out."})
     seed: int = field(default=42, metadata={"help": "Seed of the draws."})
 
     def __post_init__(self) -> None:
