@@ -57,7 +57,7 @@ def main() -> None:
     (options,) = parse_options((Options,), __doc__)
     torch.set_num_threads(options.threads)
     data = load_labelled(options.clinc150, text_column="column_0", label_column=["column_1"]).splits
-    labels = {name: np.array(split["label"][:]) for name, split in data.items()}
+    labels = {name: np.array(split["labels"][:]) for name, split in data.items()}
     locations = [MINILM, *options.models]
     models, batches = {}, {}
     for location in locations:
