@@ -158,7 +158,7 @@ class TextClassification(_LocalMetric):
 
 
 def translation_metrics(
-    predictions: Sequence[str], references: Sequence[str], target_language: str | None = None
+    predictions: Sequence[str], references: Sequence[str], target_language: str | None = None, *, n_bootstrap: int = 1
 ) -> dict[str, Any]:
     """
     BLEU and chrF of translations, by sacreBLEU (Post 2018), against one reference each.
@@ -166,9 +166,11 @@ def translation_metrics(
     Args:
         predictions, references: detokenised texts, as a reader would get them.
         target_language: code; Chinese, Japanese and Korean have no spaces and need tokenizers of their own.
+        n_bootstrap: samples of the texts for intervals of 95%; 1: none.
 
     Returns:
-        `bleu` and `chrf`, 0 to 100, and `bleu_signature`, `chrf_signature`: what to quote beside the figures.
+        `bleu` and `chrf`, 0 to 100, and `bleu_signature`, `chrf_signature`: what to quote beside the figures; with
+        samples also `bleu_interval` and `chrf_interval`, lowest and highest.
 
     Raises:
         ValueError: no rows, or different numbers of them.
@@ -183,8 +185,11 @@ def translation_metrics(
     tokenizer = {"zh": "zh", "ja": "char", "ko": "char"}.get((target_language or "").split("-")[0].split("_")[0], "13a")
     scores: dict[str, Any] = {}
     for name, metric in (("bleu", BLEU(tokenize=tokenizer)), ("chrf", CHRF())):
-        scores[name] = float(metric.corpus_score(list(predictions), [list(references)]).score)
+        found = metric.corpus_score(list(predictions), [list(references)], n_bootstrap=n_bootstrap)
+        scores[name] = float(found.score)
         scores[f"{name}_signature"] = str(metric.get_signature())
+        if n_bootstrap > 1:
+            scores[f"{name}_interval"] = [float(found._mean - found._ci), float(found._mean + found._ci)]
     return scores
 
 

@@ -283,19 +283,30 @@ def _classification(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _translation(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
     source, target = fields["data"]["languages"]
-    test = fields["scores"]["test"]
+    scores = fields["scores"]
+    test, baseline = scores["test"], scores.get("baseline")
+    rows = {name: scores[name] for name in ("validation", "test") if name in scores}
+    if baseline:
+        rows[f"test, {baseline['model']}"] = baseline["test"]
     return {
         "metrics": [("BLEU", "bleu", test["bleu"]), ("chrF", "chrf", test["chrf"])],
         "source_language": source,
         "target_language": target,
         "num_beams": fields["arguments"]["num_beams"],
         "score_rows": [
-            (name, f"{values['bleu']:.2f}", f"{values['chrf']:.2f}") for name, values in fields["scores"].items()
+            (name, *(_with_interval(values, metric) for metric in ("bleu", "chrf"))) for name, values in rows.items()
         ],
+        "with_intervals": "bleu_interval" in test,
         "bleu_signature": test["bleu_signature"],
         "chrf_signature": test["chrf_signature"],
         "samples": [tuple(map(_code, sample)) for sample in fields["samples"]],
     }
+
+
+def _with_interval(values: dict[str, Any], metric: str) -> str:
+    interval = values.get(f"{metric}_interval")
+    told = f"{values[metric]:.2f}"
+    return told if interval is None else f"{told} ({interval[0]:.2f} to {interval[1]:.2f})"
 
 
 def _answering(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -475,7 +486,7 @@ def _facts(fields: dict[str, Any]) -> list[tuple[str, str]]:
         hours, watts = training["energy"]["watt_hours"], training["energy"]["assumed_watts"]
         facts.append(("Energy, estimated", f"{hours:,.1f} Wh, if the machine takes {watts:g} W"))
     machine_parts = [
-        str(machine[key]) + (" threads" if key == "threads" else "")
+        str(machine[key]) + ("" if key != "threads" else " thread" if machine[key] == 1 else " threads")
         for key in ("gpu", "cpu", "threads")
         if machine.get(key)
     ]

@@ -318,6 +318,21 @@ def test_translation_scores_are_those_of_sacrebleu():
         translation_metrics(["a"], references)
 
 
+def test_intervals_of_translation_scores_narrow_with_the_texts():
+    references = [f"Der Hund mit der Nummer {i} läuft heute über die Wiese." for i in range(200)]
+    predictions = [text if i % 2 else text.replace("läuft heute", "rennt") for i, text in enumerate(references)]
+    widths = []
+    for rows in (50, 200):
+        scores = translation_metrics(predictions[:rows], references[:rows], n_bootstrap=300)
+        for name in ("bleu", "chrf"):
+            low, high = scores[f"{name}_interval"]
+            assert low < scores[name] < high
+        widths.append(high - low)
+    assert 1.5 < widths[0] / widths[1] < 2.7  # twice as wide with a quarter of the texts
+    assert scores == translation_metrics(predictions, references, n_bootstrap=300)
+    assert "bleu_interval" not in translation_metrics(predictions, references)
+
+
 # ---- Entities ----
 
 

@@ -461,8 +461,24 @@ def test_the_card_of_a_translator(path):
     data = ModelCard.load(path).data
     assert data.language == ["en", "de"] and {result.metric_type for result in data.eval_results} == {"bleu", "chrf"}
     assert "| validation | 39.50 | 61.94 |" in text and "with 5 beams" in text and "train 29,000 pairs" in text
+    assert "in brackets" not in text and "untranslated" not in text
     assert "- `A dog.`\n  - translation: `` Ein `Hund`. ``\n  - reference: `Ein Hund.`" in text
     assert "Speed and size" not in text
+
+
+def test_the_card_of_a_translator_has_intervals_and_a_baseline(path):
+    test = {"bleu": 38.21, "chrf": 61.94, "bleu_signature": "nrefs:1", "chrf_signature": "nc:6"}
+    test |= {"bleu_interval": [37.1, 39.3], "chrf_interval": [60.5, 63.4]}
+    copied = {**test, "bleu": 4.5, "chrf": 20.25, "bleu_interval": [4.0, 5.0]}
+    record = finished_record(
+        task="translation",
+        arguments={"num_beams": 5},
+        data={"name": "pairs.tsv", "languages": ["en", "de"]},
+        scores={"test": test, "baseline": {"model": "the sources", "test": copied}},
+    )
+    text = card_text(path, record)
+    assert "| test | 38.21 (37.10 to 39.30) | 61.94 (60.50 to 63.40) |" in text and "in brackets the 95%" in text
+    assert "| test, the sources | 4.50 (4.00 to 5.00) | 20.25 (60.50 to 63.40) |" in text
 
 
 def test_figures_of_an_export_come_into_record_and_card(path):

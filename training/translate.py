@@ -59,6 +59,7 @@ from chinchilla_hf.training_arguments import TranslationArguments, choose_attent
 logger = logging.getLogger("translate")
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "multi30k.yaml"
+BOOTSTRAP = 1000  # samples of the texts, for the intervals of BLEU and chrF
 ENDLESS = 1_000_000_000  # steps of a run that ends by time
 SAMPLES = 5
 
@@ -436,11 +437,15 @@ def main() -> None:
         prediction = trainer.predict(split, metric_key_prefix=name, **beams)
         translations = decode(tokenizers.target, prediction.predictions[: len(split)])
         scores[name] = {"loss": prediction.metrics[f"{name}_loss"]}
-        scores[name] |= translation_metrics(translations, split.references, language)
+        scores[name] |= translation_metrics(translations, split.references, language, n_bootstrap=BOOTSTRAP)
     if not main_process:
         return
     steps = trainer.state.global_step
     epochs = steps * items_per_step / batches.batches_per_epoch
+    scores["baseline"] = {
+        "model": "the source texts, as they are",
+        "test": translation_metrics(test.sources, test.references, language, n_bootstrap=BOOTSTRAP),
+    }
     record.scores = scores
     record.training |= {
         "steps": steps,
@@ -471,8 +476,11 @@ def main() -> None:
             shutil.rmtree(path)
     for source, reference, translation in samples:
         print(f"\n  source       {source}\n  reference    {reference}\n  translation  {translation}")
-    for name, values in scores.items():
+    for name in ("validation", "test"):
+        values = scores[name]
         print(f"\n{name}: BLEU {values['bleu']:.2f}, chrF {values['chrf']:.2f}, loss {values['loss']:.4f}")
+    copied = scores["baseline"]["test"]
+    print(f"test, {scores['baseline']['model']}: BLEU {copied['bleu']:.2f}, chrF {copied['chrf']:.2f}")
     print(f"{scores['test']['bleu_signature']}\n{scores['test']['chrf_signature']}")
     print(f"the model is in {folder}: pipeline('chinchilla-translation', '{folder}')")
     if push_to_hub:

@@ -64,6 +64,8 @@ def test_learns_a_language_and_translates_files(translate, tmp_path, monkeypatch
     record = read_record(out)
     assert record["status"] == "finished" and record["task"] == "translation"
     assert record["scores"]["test"]["bleu"] > 80 and record["scores"]["test"]["chrf"] > 80
+    assert record["scores"]["baseline"]["test"]["bleu"] < 40
+    assert record["scores"]["test"]["bleu_interval"][0] > record["scores"]["baseline"]["test"]["bleu_interval"][1]
     assert record["training"]["steps"] == 300 and not list_checkpoints(out)
     for text in ("test: BLEU", "nrefs:1", "translation  "):
         assert text in printed
