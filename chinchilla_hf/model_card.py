@@ -11,7 +11,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,7 @@ def write_model_card(
     model_name: str | None = None,
     license: str | None = None,
     language: str | list[str] | None = None,
+    hub_names: Collection[str] | None = None,
     **metadata: Any,
 ) -> None:
     """
@@ -124,6 +125,8 @@ def write_model_card(
         license: identifier on the Hub (`"apache-2.0"`); only you know it, so without it and the run's option of this
             name the card names none.
         language: code (`"en"`), or several; if not given, the run's option of this name.
+        hub_names: those of the data and of the model that the run began with, where they are on the Hub; if not given,
+            those that look so and are no path here.
         metadata: more of it, such as `license_name`.
 
     Raises:
@@ -143,14 +146,16 @@ def write_model_card(
     model_name = model_name or options.get("hub_model_id") or path.resolve().parent.name
     license = license or options.get("license")
     base_model, data_name = fields["model"].get("base_model"), _data_name(fields)
-    hub_data = _hub_name(data_name)
+    hub_data, hub_model = (
+        _hub_name(name) if hub_names is None or name in hub_names else None for name in (data_name, base_model)
+    )
     facts = task.facts(fields, path.parent)
     metrics = facts.pop("metrics", [])
     card_data = ModelCardData(
         library_name=facts.pop("library_name", "transformers"),
         pipeline_tag=facts.pop("pipeline_tag", record.task),
         tags=["chinchilla", "chinchilla-hf"],
-        base_model=_hub_name(base_model),
+        base_model=hub_model,
         datasets=hub_data,
         license=license,
         language=language or options.get("language") or fields["data"].get("languages"),
@@ -229,9 +234,14 @@ def add_export(folder: str | os.PathLike[str], export: str | os.PathLike[str]) -
 
 
 def rewrite_model_card(record: RunRecord, path: str | os.PathLike[str]) -> None:
-    """[`write_model_card`] in place of an older card, of which the licence and the languages are kept."""
+    """
+    [`write_model_card`] in place of an older card, of which licence, languages and links to the Hub are kept: what is
+    a path on the machine of the run may look like a name where it is not.
+    """
     known = ModelCard.load(Path(path)).data.to_dict() if Path(path).is_file() else {}
     kept = {name: known[name] for name in ("license", "license_name", "language") if name in known}
+    if known:
+        kept["hub_names"] = [known.get("base_model"), known.get("datasets")]
     write_model_card(record, path, **kept)
 
 

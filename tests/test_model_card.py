@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from chinchilla_hf import run_record
 from chinchilla_hf.export_card import EXPORT_TEMPLATE, TRANSLATOR_EXPORT_TEMPLATE
-from chinchilla_hf.model_card import TASKS, TEMPLATES, add_export, write_model_card
+from chinchilla_hf.model_card import TASKS, TEMPLATES, add_export, rewrite_model_card, write_model_card
 from chinchilla_hf.run_record import RunRecord
 
 
@@ -125,6 +125,17 @@ def test_a_folder_that_looks_like_the_hub_is_a_folder(path, monkeypatch):
     os.makedirs("runs/base")
     card_text(path, finished_record(model={"base_model": "runs/base"}))
     assert "base_model" not in ModelCard.load(path).data.to_dict()
+
+
+def test_a_card_that_is_written_anew_elsewhere_links_to_what_it_did(path, monkeypatch):
+    record = finished_record(data={"name": "runs/texts"}, model={"base_model": "me/base"})
+    monkeypatch.chdir(path.parent)
+    os.makedirs("runs/texts")
+    card_text(path, record, license="mit")
+    monkeypatch.chdir("/")  # where there is no runs/texts, which may be somebody's on the Hub
+    rewrite_model_card(record, path)
+    data = ModelCard.load(path).data
+    assert (data.base_model, data.datasets, data.license) == ("me/base", None, "mit")
 
 
 def test_body_says_what_a_reader_needs(path):
