@@ -9,6 +9,7 @@ classifier's first layer plays the pooler's part.
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -155,6 +156,11 @@ def load_or_convert(
         ValueError: the checkpoint is of another family.
         OSError: there is no such checkpoint, or its weights are damaged.
     """
+    if str(name_or_path).startswith(("./", "../", "/")) and not Path(name_or_path).exists():
+        raise FileNotFoundError(
+            f"there is no checkpoint {name_or_path} (the current folder is {Path.cwd()}): give a folder that is there, "
+            "or a name on the Hub"
+        )
     config = AutoConfig.from_pretrained(name_or_path)
     if config.model_type != ChinchillaConfig.model_type:
         return convert_checkpoint(

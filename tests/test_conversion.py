@@ -218,3 +218,9 @@ def test_load_or_convert_takes_both_kinds(tmp_path):
     with pytest.raises(ValueError, match="model type 'electra'"):
         transformers.ElectraConfig().save_pretrained(tmp_path / "electra")
         load_or_convert(tmp_path / "electra", chinchilla_hf.ChinchillaModel)
+
+
+def test_a_folder_that_is_not_here_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=rf"no checkpoint \./model_cards/mine .*{tmp_path.name}"):
+        load_or_convert("./model_cards/mine", ChinchillaModel)
