@@ -70,7 +70,7 @@ def test_learns_a_language_and_translates_files(translate, tmp_path, monkeypatch
     for text in ("test: BLEU", "nrefs:1", "translation  "):
         assert text in printed
     card = (out / "README.md").read_text()
-    assert f"| test | {record['scores']['test']['bleu']:.2f} |" in card and "pipeline_tag: translation" in card
+    assert f"| test | {record['scores']['test']['bleu']:.2f} (" in card and "pipeline_tag: translation" in card
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
 
     model = AutoModelForSeq2SeqLM.from_pretrained(out)
