@@ -241,7 +241,8 @@ def rewrite_model_card(record: RunRecord, path: str | os.PathLike[str]) -> None:
     known = ModelCard.load(Path(path)).data.to_dict() if Path(path).is_file() else {}
     kept = {name: known[name] for name in ("license", "license_name", "language") if name in known}
     if known:
-        kept["hub_names"] = [known.get("base_model"), known.get("datasets")]
+        links = (known.get("base_model"), known.get("datasets"))  # a name or, of other cards, several
+        kept["hub_names"] = [name for link in links for name in ([link] if isinstance(link, str) else link or [])]
     write_model_card(record, path, **kept)
 
 

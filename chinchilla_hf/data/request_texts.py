@@ -98,9 +98,11 @@ def read_frames(path: str | Path = FRAMES) -> list[str]:
     Frames, one a line, with slots `{noun}`, `{verb}`, `{adjective}`, `{day}` and `{number}`.
 
     Raises:
-        ValueError: a slot is none of these.
+        ValueError: a slot is none of these, or there are no frames.
     """
     frames = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not frames:
+        raise ValueError(f"{path} has no frame: give one a line, such as: where is {{noun}}")
     for frame in frames:
         if unknown := re.findall(r"\{[^}]*\}?", SLOT.sub("", frame)):
             raise ValueError(f"{path}: {unknown[0]} in {frame!r} is no slot, expected one such as {{noun}} or {{verb}}")
@@ -119,13 +121,10 @@ def request_texts(words: Words, frames: list[str], count: int, seed: int = 42) -
     """
     rng = Random(seed)
 
-    def noun() -> str:
-        return ("" if rng.random() < BARE_SHARE else rng.choice(DETERMINERS)) + rng.choice(words.nouns)
-
     def fill(slot: re.Match) -> str:
         match slot[1]:
             case "noun":
-                return noun()
+                return ("" if rng.random() < BARE_SHARE else rng.choice(DETERMINERS)) + rng.choice(words.nouns)
             case "verb" if rng.random() < 0.5:
                 return f"{rng.choice(words.objects)} {rng.choice(('the ', 'a ', 'my ', ''))}{rng.choice(words.nouns)}"
             case "verb":

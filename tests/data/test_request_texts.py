@@ -57,6 +57,9 @@ def test_what_is_wrong_is_said(wordnet, tmp_path):
     (tmp_path / "frames.txt").write_text("what is {thing}\n")
     with pytest.raises(ValueError, match=r"\{thing\} in 'what is \{thing\}' is no slot"):
         read_frames(tmp_path / "frames.txt")
+    (tmp_path / "frames.txt").write_text("\n")
+    with pytest.raises(ValueError, match="has no frame"):
+        read_frames(tmp_path / "frames.txt")
     (wordnet / "data.verb").unlink()
     with pytest.raises(FileNotFoundError, match="wordnet-base"):
         read_wordnet(wordnet, RANKS.get)
