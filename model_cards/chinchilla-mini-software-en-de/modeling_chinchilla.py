@@ -5,6 +5,7 @@ What is special, beside a BERT:
 - The block (`modeling_chinchilla_block.py`) has three placements of LayerNorm, and positions are rotary by default.
 - `position_ids` that start again inside a row separate packed documents: they never attend to each other.
 - Given labels, the masked-token head works where there are labels, not at every position.
+- On a CPU, padding costs attention alone: everything else is computed of the real tokens.
 - A pooler exists only in models that use it, so that no parameter is left without gradient.
 - A checkpoint saved from any head names every head's class in `auto_map`, so it loads as any other.
 
@@ -36,6 +37,7 @@ from transformers.modeling_outputs import (
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
+from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_chinchilla import ChinchillaConfig
@@ -44,6 +46,7 @@ from .modeling_chinchilla_block import (
     ChinchillaEmbeddings,
     ChinchillaLayer,
     ChinchillaRotaryEmbedding,
+    RealTokens,
     check_packing_is_isolated,
     layer_norm,
     like_queries,
@@ -141,6 +144,7 @@ class ChinchillaModel(ChinchillaPreTrainedModel):
         if add_pooling_layer is None:
             add_pooling_layer = config.add_pooling_layer
         self.pooler = ChinchillaPooler(config) if add_pooling_layer else None
+        self.computes_padding = False
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -204,13 +208,38 @@ class ChinchillaModel(ChinchillaPreTrainedModel):
             position_embeddings = self.rotary_emb.in_order(in_attention, 0, length)
         elif self.rotary_emb is not None:
             position_embeddings = self.rotary_emb(in_attention, position_ids)
+        real_tokens = self.real_tokens(attention_mask, hidden_states) if not mask_functions else None
+        if real_tokens is not None:
+            hidden_states = real_tokens.side_by_side(hidden_states)
+            if position_embeddings is not None:
+                position_embeddings = tuple(table[:, real_tokens.positions] for table in position_embeddings)
+            kwargs["real_tokens"] = real_tokens
         for layer in self.layers:
             hidden_states = layer(hidden_states, mask, position_embeddings, **kwargs)
         if self.norm is not None:
             hidden_states = self.norm(hidden_states)
+        if real_tokens is not None:
+            hidden_states = real_tokens.in_rows(hidden_states)
 
         pooled = self.pooler(hidden_states, attention_mask) if self.pooler is not None else None
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
+
+    def real_tokens(self, attention_mask: torch.Tensor | None, hidden_states: torch.Tensor) -> RealTokens | None:
+        """
+        The tokens that the layers need to compute, where leaving out the padding is worth it: on a CPU, with padding
+        that is a tenth of the batch or more, and with no hook in the layers, which would see other shapes than usual.
+        The states at padding are then 0, unless `computes_padding`.
+        """
+        if self.computes_padding or attention_mask is None or attention_mask.dim() != 2 or not hidden_states.is_cpu:
+            return None
+        if is_tracing(hidden_states) or is_flash_attention_requested(self.config):
+            return None
+        if any(module._forward_hooks or module._forward_pre_hooks for module in self.layers.modules()):
+            return None
+        index = attention_mask.flatten().nonzero().squeeze(1)
+        if not 0 < index.numel() <= 0.9 * attention_mask.numel():
+            return None
+        return RealTokens(index, *attention_mask.shape)
 
 
 def predict_tokens(
@@ -523,6 +552,7 @@ class ChinchillaForQuestionAnswering(ChinchillaPreTrainedModel):
     def __init__(self, config: ChinchillaConfig):
         super().__init__(config)
         self.model = ChinchillaModel(config, add_pooling_layer=False)
+        self.model.computes_padding = True  # the softmax over all places is part of the loss
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.post_init()
 

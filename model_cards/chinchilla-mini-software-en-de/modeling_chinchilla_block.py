@@ -9,6 +9,7 @@ This file travels inside every checkpoint: it needs transformers and torch alone
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -73,6 +74,36 @@ class ChinchillaDropout(nn.Dropout):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return apply_dropout(inputs, self.p, self.training)
+
+
+@dataclass(frozen=True)
+class RealTokens:
+    """
+    Where the real tokens of a padded batch stand. All but attention can be computed of these alone, side by side in a
+    single row (Zeng et al. 2022, "Boosting Distributed Training Performance of the Unpadded BERT Model").
+
+    Args:
+        index: places in the flattened batch, `(real,)`.
+        batch_size, length: of the batch.
+    """
+
+    index: torch.LongTensor
+    batch_size: int
+    length: int
+
+    @property
+    def positions(self) -> torch.LongTensor:
+        """Place of each within its row, `(real,)`."""
+        return self.index % self.length
+
+    def side_by_side(self, states: torch.Tensor) -> torch.Tensor:
+        """`(batch, length, ...)` to `(1, real, ...)`."""
+        return states.flatten(0, 1).index_select(0, self.index).unsqueeze(0)
+
+    def in_rows(self, states: torch.Tensor) -> torch.Tensor:
+        """`(1, real, ...)` to `(batch, length, ...)`, with zeros as padding."""
+        rows = states.new_zeros(self.batch_size * self.length, *states.shape[2:])
+        return rows.index_copy(0, self.index, states[0]).unflatten(0, (self.batch_size, self.length))
 
 
 class ChinchillaEmbeddings(nn.Module):
@@ -368,6 +399,7 @@ class ChinchillaAttention(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        real_tokens: RealTokens | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         input_shape = hidden_states.shape[:-1]
@@ -379,6 +411,8 @@ class ChinchillaAttention(nn.Module):
             query = query.reshape(key.shape[0], -1, *query.shape[2:])
         else:
             query, key, value = self.queries_keys_and_values(hidden_states, position_embeddings, past_key_values)
+            if real_tokens is not None:
+                query, key, value = (real_tokens.in_rows(states) for states in (query, key, value))
             key, value = key.transpose(1, 2), value.transpose(1, 2)
             if past_key_values is not None:
                 key, value = past_key_values.update(key, value, self.layer_idx)
@@ -393,8 +427,10 @@ class ChinchillaAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
+        if real_tokens is not None:
+            attn_output = real_tokens.side_by_side(attn_output)
         attn_output = attn_output.reshape(*input_shape, -1).contiguous()
-        if attn_weights is not None and attn_weights.shape[0] != input_shape[0]:
+        if attn_weights is not None and encoder_hidden_states is not None:
             attn_weights = attn_weights.unflatten(2, (-1, input_shape[1])).transpose(1, 2).flatten(0, 1)
         return self.o_proj(attn_output), attn_weights
 
