@@ -86,8 +86,6 @@ class ClassifierRunArguments(FineTuningArguments):
             "help": "Score a linear model of TF-IDF, or of counts of symbols, on the same split, for comparison."
         },
     )
-    license: str | None = field(default=None, metadata={"help": "Licence for the model card, such as apache-2.0."})
-    language: str | None = field(default=None, metadata={"help": "Language code for the model card, such as en."})
 
 
 def start_record(

@@ -38,6 +38,8 @@ class ScriptArguments(TrainingArguments):
         default=None,
         metadata={"help": "bfloat16 mixed precision. Default: where the CPU or GPU multiplies it in hardware."},
     )
+    license: str | None = field(default=None, metadata={"help": "Licence for the model card, such as apache-2.0."})
+    language: str | None = field(default=None, metadata={"help": "Language code for the model card, such as en."})
     report_to: str = field(default="auto", metadata={"help": "Where to log to; auto: TensorBoard if it is installed."})
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Search for parameters without a gradient; our models have none."}
@@ -282,6 +284,8 @@ RESULT_NEUTRAL_OPTIONS = frozenset(
         "dataloader_prefetch_factor",
         "disable_tqdm",
         "keep_checkpoints",
+        "language",
+        "license",
         "output_dir",
         "overwrite",
         "per_device_eval_batch_size",

@@ -151,8 +151,6 @@ class RunArguments(FineTuningArguments):
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Windows in a step of an evaluation."})
     num_train_epochs: float = field(default=3.0, metadata={"help": "How often every training question is seen."})
     metric_for_best_model: str | None = field(default="f1", metadata={"help": "What makes a checkpoint the best."})
-    license: str | None = field(default=None, metadata={"help": "Licence for the model card, such as apache-2.0."})
-    language: str | None = field(default=None, metadata={"help": "Language code for the model card, such as en."})
 
 
 OPTIONS = (DataArguments, ModelArguments, TransferArguments, RunArguments)

@@ -104,8 +104,6 @@ class RunArguments(FineTuningArguments):
     early_stopping_patience: int = field(
         default=0, metadata={"help": "Stop after so many evaluations without a better one; 0: never."}
     )
-    license: str | None = field(default=None, metadata={"help": "Licence for the model card, such as apache-2.0."})
-    language: str | None = field(default=None, metadata={"help": "Language code for the model card, such as en."})
 
 
 OPTIONS = (
@@ -272,7 +270,7 @@ def main() -> None:
             checkpoint = claim_output_folder(
                 folder,
                 record,
-                ignore=result_neutral_options(list(record.arguments)) | {"teacher_cache_dir", "license", "language"},
+                ignore=result_neutral_options(list(record.arguments)) | {"teacher_cache_dir"},
                 overwrite=options.overwrite and main_process,
                 write=main_process,
             )

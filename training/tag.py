@@ -136,8 +136,6 @@ class RunArguments(FineTuningArguments):
             "sentences than the best one; 1: do not."
         },
     )
-    license: str | None = field(default=None, metadata={"help": "Licence for the model card, such as apache-2.0."})
-    language: str | None = field(default=None, metadata={"help": "Language code for the model card, such as en."})
 
     def __post_init__(self) -> None:
         if self.average_checkpoints < 1:

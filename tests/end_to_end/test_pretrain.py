@@ -71,8 +71,11 @@ def pretrain(monkeypatch, capsys, tmp_path):
 def test_by_steps(pretrain, corpus, tmp_path):
     out = tmp_path / "out"
     seldom = TINY | {"save_steps": 100, "eval_steps": 100}
-    printed = pretrain(dataset=corpus, **seldom, max_steps=600, learning_rate=1e-2, output_dir=out)
+    named = {"license": "mit", "language": "en"}
+    printed = pretrain(dataset=corpus, **seldom, **named, max_steps=600, learning_rate=1e-2, output_dir=out)
     record = read_record(out)
+    card = (out / "README.md").read_text()
+    assert "\nlicense: mit\n" in card and "\nlanguage: en\n" in card
     assert record["status"] == "finished" and record["training"]["steps"] == 600
     assert record["data"]["documents"] == 400 and record["data"]["padding"] < 0.1
     assert record["scores"]["validation"]["masked_accuracy"] > 0.3  # two of three words of a phrase are free

@@ -59,18 +59,19 @@ def write_pairs(folder: Path, count: int = 200) -> Path:
 
 def test_learns_a_language_and_translates_files(translate, tmp_path, monkeypatch):
     data, out = write_pairs(tmp_path / "data"), tmp_path / "out"
-    schedule = {"max_steps": 300, "eval_steps": 100, "save_steps": 50, "average_checkpoints": 3}
-    printed = translate(dataset=data, output_dir=out, **TINY, **schedule)
+    schedule = {"max_steps": 500, "eval_steps": 100, "save_steps": 50, "average_checkpoints": 3}
+    printed = translate(dataset=data, output_dir=out, license="mit", **TINY, **schedule)
     record = read_record(out)
     assert record["status"] == "finished" and record["task"] == "translation"
     assert record["scores"]["test"]["bleu"] > 80 and record["scores"]["test"]["chrf"] > 80
     assert record["scores"]["baseline"]["test"]["bleu"] < 40
     assert record["scores"]["test"]["bleu_interval"][0] > record["scores"]["baseline"]["test"]["bleu_interval"][1]
-    assert record["training"]["steps"] == 300 and not list_checkpoints(out)
+    assert record["training"]["steps"] == 500 and not list_checkpoints(out)
     for text in ("test: BLEU", "nrefs:1", "translation  "):
         assert text in printed
     card = (out / "README.md").read_text()
     assert f"| test | {record['scores']['test']['bleu']:.2f} (" in card and "pipeline_tag: translation" in card
+    assert "\nlicense: mit\n" in card and "\nlanguage:\n- en\n- de\n" in card
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
 
     model = AutoModelForSeq2SeqLM.from_pretrained(out)
