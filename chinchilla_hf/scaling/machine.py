@@ -15,7 +15,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import numpy as np
 import psutil
 import torch
 from huggingface_hub.constants import HF_HOME
+from scipy.optimize import isotonic_regression
 from tokenizers import Tokenizer, models
 from tqdm.auto import tqdm
 from transformers import (
@@ -51,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_CACHE = Path(HF_HOME) / "chinchilla_hf" / "machines"
 # Part of the name of every profile: raise it when what is measured changes.
-FORMAT = 1
+FORMAT = 2
 ROWS = (4, 32)
 SECONDS = 45.0
 # What decides the speed; another version of anything else does not.
@@ -244,7 +245,7 @@ def machine_profile(
         seconds = SECONDS if seconds is None else seconds
         logger.info("measuring this machine, about %d s: it is not to do anything else meanwhile", seconds)
         rows = random_rows(objective, vocab_size, row_length)
-        measured = tuple(measure_shapes(rows, objective, vocab_size, row_length, arguments, seconds))
+        measured = larger_takes_longer(measure_shapes(rows, objective, vocab_size, row_length, arguments, seconds))
     counter = _memory_counter(arguments.device)
     if counter is None:
         memory, base = available_memory(), float(psutil.Process().memory_info().rss)
@@ -324,6 +325,21 @@ def measure_shapes(
         progress.update()
     progress.close()
     return measured
+
+
+def larger_takes_longer(measured: Sequence[Measured]) -> tuple[Measured, ...]:
+    """
+    `measured`, by size, without what only noise says: where a shape takes less time than a smaller one, isotonic
+    regression gives both their geometric mean.
+    """
+    times = {
+        name: np.exp(isotonic_regression(np.log([getattr(point, name) for point in measured])).x).tolist()
+        for name in ("fixed_seconds", "row_seconds")
+    }
+    return tuple(
+        dataclasses.replace(point, fixed_seconds=fixed, row_seconds=row)
+        for point, fixed, row in zip(measured, times["fixed_seconds"], times["row_seconds"], strict=True)
+    )
 
 
 class LatencyLimit:

@@ -15,6 +15,7 @@ from chinchilla_hf.scaling.machine import (
     MemoryWatch,
     available_memory,
     hardware_of,
+    larger_takes_longer,
     machine_profile,
 )
 from chinchilla_hf.scaling.shapes import LADDER, Shape
@@ -74,6 +75,16 @@ def test_between_measured_shapes_and_beyond_them():
     huge = Shape.of_width(512)
     ratio = huge.flops_per_token("masked", 300, 32) / LARGE.flops_per_token("masked", 300, 32)
     assert profile.seconds(huge, 1000) == pytest.approx(1000 * 0.01 * ratio, rel=0.3)
+
+
+def test_noise_does_not_make_a_larger_shape_the_faster_one():
+    times = [(1.0, 2.0), (2.0, 8.0), (6.0, 4.5), (5.0, 9.0)]
+    shapes = [Shape.of_width(width) for width in (32, 64, 128, 256)]
+    measured = [Measured(shape, fixed, row, 10.0, 1.0) for shape, (fixed, row) in zip(shapes, times, strict=True)]
+    mended = larger_takes_longer(measured)
+    assert [point.shape for point in mended] == shapes and {point.fixed_bytes for point in mended} == {10.0}
+    assert [point.fixed_seconds for point in mended] == pytest.approx([1, 2, 30**0.5, 30**0.5])
+    assert [point.row_seconds for point in mended] == pytest.approx([2, 6, 6, 9])
 
 
 def test_a_profile_comes_back_as_it_was_written(tmp_path):
