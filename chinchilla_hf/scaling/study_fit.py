@@ -2,7 +2,7 @@
 What a study says: its law, its best sizes, and how they differ from the published ones.
 
     fit = fit_study(read_study("runs/study/study.csv"))
-    fit.predict(parameters, tokens)             the loss, with an interval
+    fit.law.predict(parameters, tokens)         the loss, with an interval
     shipped_fit("masked")                       of the study that comes with this package
 """
 
