@@ -388,6 +388,10 @@ def _plan_rows(plan: dict[str, Any]) -> list[tuple[str, str, str]]:
     predicted, actual = plan["predicted"], plan["actual"]
     low, high = predicted["loss_interval"]
     rows = [("Loss", f"{predicted['loss']:.4f} ({low:.4f} to {high:.4f})", f"{actual['loss']:.4f}")]
+    if "predicted_loss" in actual:
+        low, high = actual["predicted_loss_interval"]
+        expected = f"{actual['predicted_loss']:.4f} ({low:.4f} to {high:.4f})"
+        rows.append(("Loss, for the tokens that it saw", expected, f"{actual['loss']:.4f}"))
     for key in ("seconds", "tokens", "flops"):
         if predicted[key] is not None:
             expected, found = (_number(values[key], exponent=key == "flops") for values in (predicted, actual))

@@ -226,7 +226,8 @@ class RunRecord:
             (metric -> [low, high], 95%), `baseline` (`TfidfBaseline.scores`: `model`, `test`, `test_interval`,
             `seconds`, all on the same test rows).
         plan: where the run was planned, `predicted` (what `scaling.planner.Plan.prediction` says) and `actual` (`loss`,
-            `seconds`, `tokens`, `flops`, `steps`, `peak_memory_bytes`, and whether the loss is `inside` the interval).
+            `seconds`, `tokens`, `flops`, `steps`, `peak_memory_bytes`, whether the loss is `inside` the interval, and
+            `predicted_loss` and `predicted_loss_interval` for the tokens that were seen).
         samples: of the test rows, what was asked, what is right, and what the model says: of a translation, or of
             answers to questions.
         exported: where the model was exported, what that export's check found: `texts`, `milliseconds` and `megabytes`

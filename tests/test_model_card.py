@@ -376,6 +376,11 @@ def test_a_card_says_what_was_planned_and_what_came_out(tmp_path):
     PLAN_IN_TIME = {**PLAN, "predicted": {**PLAN["predicted"], "seconds": 60.0}}
     write_model_card(pretraining_record(plan=PLAN_IN_TIME), tmp_path / "README.md")
     assert "| Seconds | 60.00 | 61.50 |" in (tmp_path / "README.md").read_text()
+    seen = {"predicted_loss": 3.25, "predicted_loss_interval": [3.05, 3.45]}
+    plan = {**PLAN, "actual": PLAN["actual"] | seen}
+    write_model_card(pretraining_record(plan=plan), tmp_path / "README.md")
+    row = "| Loss, for the tokens that it saw | 3.2500 (3.0500 to 3.4500) | 3.2199 |"
+    assert row in (tmp_path / "README.md").read_text()
 
 
 def test_no_card_of_a_pretraining_that_did_not_end(tmp_path):

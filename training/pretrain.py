@@ -515,6 +515,9 @@ def main() -> None:
             f"\npredicted: loss {prediction['loss']:.4f} ({low:.4f} to {high:.4f}), {prediction['tokens']:,} tokens; "
             f"came out: {scores['loss']:.4f}, {record.training['tokens']:,} tokens"
         )
+        if (expected := record.plan["actual"].get("predicted_loss")) is not None:
+            low, high = record.plan["actual"]["predicted_loss_interval"]
+            print(f"for the tokens that it saw, predicted was {expected:.4f} ({low:.4f} to {high:.4f})")
     print(
         f"\nvalidation: {', '.join(f'{name} {value:.4f}' for name, value in scores.items())}\n"
         f"the model is in {folder}: {use}"

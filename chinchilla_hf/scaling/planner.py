@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..run_record import write_atomically
 from .flops import ParameterCounts
 from .laws import LARGEST_EXTRAPOLATION, ExtrapolationError, Interval
@@ -30,6 +32,8 @@ MEMORY_SHARE = 0.9
 SUPPORTED_REPEATS = 3
 # Fewer are no training: the learning rate has to rise and fall.
 FEWEST_STEPS = 100
+# A machine may be slower than when it was measured, or faster: the loss is predicted of as many times the tokens, too.
+OTHER_TOKENS = (0.25, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0)
 
 
 class PlanError(ValueError):
@@ -79,6 +83,7 @@ class Plan:
         candidates: all shapes that could be trained, by size.
         chosen: the one with the lowest loss among those that are allowed.
         reasons: why, and what the plan rests on, in sentences.
+        losses: of the chosen one, for its tokens and for fewer and more of them, as (tokens, loss).
     """
 
     objective: str
@@ -91,6 +96,7 @@ class Plan:
     candidates: tuple[Candidate, ...]
     chosen: Candidate
     reasons: tuple[str, ...] = field(default=())
+    losses: tuple[tuple[float, Interval], ...] = field(default=())
 
     def options(self) -> dict[str, Any]:
         """Options of `training/pretrain.py`: by time, it ends when the time does, else after the planned steps."""
@@ -110,6 +116,7 @@ class Plan:
         return {
             "loss": chosen.loss.value,
             "loss_interval": [chosen.loss.low, chosen.loss.high],
+            "losses": [[tokens, loss.value, loss.low, loss.high] for tokens, loss in self.losses],
             "seconds": chosen.seconds,
             "tokens": round(chosen.tokens),
             "flops": chosen.flops,
@@ -145,7 +152,8 @@ def read_prediction(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def receipt(prediction: dict[str, Any], loss: float, training: dict[str, Any]) -> dict[str, Any]:
     """
-    For `run.json`: what was predicted, and what came out.
+    For `run.json`: what was predicted, and what came out; with `predicted_loss` for the tokens that were seen and its
+    `predicted_loss_interval`, where the plan reaches as far.
 
     Args:
         prediction: of [`read_prediction`].
@@ -155,6 +163,11 @@ def receipt(prediction: dict[str, Any], loss: float, training: dict[str, Any]) -
     names = ("seconds", "tokens", "flops", "steps", "peak_memory_bytes")
     low, high = prediction["loss_interval"]
     actual = {"loss": loss, "inside": low <= loss <= high} | {name: training[name] for name in names}
+    losses = np.array(prediction.get("losses") or np.empty((0, 4)))
+    if len(losses) and losses[0, 0] <= actual["tokens"] <= losses[-1, 0]:
+        place, known = math.log(actual["tokens"]), np.log(losses[:, 0])
+        value, *interval = (float(np.interp(place, known, losses[:, column])) for column in (1, 2, 3))
+        actual |= {"predicted_loss": value, "predicted_loss_interval": interval}
     return {"predicted": prediction, "actual": actual}
 
 
@@ -271,7 +284,15 @@ def make_plan(
         tuple(candidates),
         chosen,
         tuple(reasons),
+        tuple(
+            (share * chosen.tokens, _loss(fit, chosen.parameters, share * chosen.tokens, unique_tokens))
+            for share in OTHER_TOKENS
+        ),
     )
+
+
+def _loss(fit: StudyFit, counts: ParameterCounts, tokens: float, unique_tokens: float) -> Interval:
+    return fit.law.predict(fit.parameters(counts), tokens, unique_tokens, extrapolate=True)  # `make_plan` looks at that
 
 
 def _candidate(
@@ -304,7 +325,6 @@ def _candidate(
         return None
     took = step_seconds(settings)
     counts = shape.parameters(fit.objective, fit.vocab_size)
-    loss = fit.law.predict(fit.parameters(counts), tokens, unique_tokens, extrapolate=True)  # `make_plan` looks at that
     return Candidate(
         shape=shape,
         parameters=counts,
@@ -315,7 +335,7 @@ def _candidate(
         flops=tokens * per_token,
         seconds=None if took is None else steps * took,
         memory_bytes=None if machine is None else machine.memory(shape, max(1, round(settings.rows / devices))),
-        loss=loss,
+        loss=_loss(fit, counts, tokens, unique_tokens),
     )
 
 

@@ -163,6 +163,18 @@ def test_a_plan_comes_back_and_is_compared_with_what_came_out(fit, tmp_path):
         assert found["predicted"] == prediction
         assert found["actual"]["loss"] == loss and found["actual"]["inside"] is inside
         assert found["actual"]["flops"] == 9.9e12 and "seed" not in found["actual"]
+        assert "predicted_loss" not in found["actual"]  # far fewer tokens than planned
+
+
+@pytest.mark.parametrize("share", [0.3, 0.79, 1, 1.9])
+def test_a_machine_that_was_slower_or_faster_is_no_fault_of_the_law(fit, share):
+    plan = make_plan(fit, PLENTY, flops=1e13)
+    tokens = round(share * plan.chosen.tokens)
+    training = {"seconds": 60.0, "tokens": tokens, "flops": 1e13, "steps": 3, "peak_memory_bytes": 5}
+    found = receipt(json.loads(json.dumps(plan.prediction())), 3.0, training)["actual"]
+    expected = fit.law.predict(fit.parameters(plan.chosen.parameters), tokens, PLENTY)
+    assert found["predicted_loss"] == pytest.approx(expected.value, rel=2e-3)
+    assert found["predicted_loss_interval"] == pytest.approx([expected.low, expected.high], rel=2e-3)
 
 
 @pytest.mark.parametrize("text", ["no json", "[1]", '{"loss": 2.0}', '{"loss": 2.0, "loss_interval": [2.1, 2.2]}'])
