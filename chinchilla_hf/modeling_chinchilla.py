@@ -234,10 +234,10 @@ class ChinchillaModel(ChinchillaPreTrainedModel):
             return None
         if is_tracing(hidden_states) or is_flash_attention_requested(self.config):
             return None
-        if any(module._forward_hooks or module._forward_pre_hooks for module in self.layers.modules()):
-            return None
         index = attention_mask.flatten().nonzero().squeeze(1)
         if not 0 < index.numel() <= 0.9 * attention_mask.numel():
+            return None
+        if any(module._forward_hooks or module._forward_pre_hooks for module in self.layers.modules()):
             return None
         return RealTokens(index, *attention_mask.shape)
 

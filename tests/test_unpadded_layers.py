@@ -7,7 +7,7 @@ from chinchilla_hf.modeling_chinchilla_block import ChinchillaMLP
 
 
 def shapes_in_layers(monkeypatch):
-    """Rows and shapes of what the feed-forward networks are given, from now on."""
+    """Rows and lengths of what the feed-forward networks are given, from now on."""
     shapes = []
     forward = ChinchillaMLP.forward
 

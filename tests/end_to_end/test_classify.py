@@ -144,7 +144,7 @@ def checkpoints(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("start", ["bert", "chinchilla"])
 def test_from_a_checkpoint(classify, tmp_path, checkpoints, start):
-    data = write_csv(tmp_path / "reviews.csv", sentences(160, moods=tuple(MOODS)))
+    data = write_csv(tmp_path / "reviews.csv", sentences(400, moods=tuple(MOODS)))
     out = tmp_path / "out"
     classify(dataset=data, model=checkpoints / start, **FAST, output_dir=out, pooling="mean")
     record = read_record(out)
@@ -159,8 +159,8 @@ def test_from_a_checkpoint(classify, tmp_path, checkpoints, start):
 
 def test_a_fitted_classifier_and_frozen_embeddings(classify, tmp_path, checkpoints, monkeypatch):
     """Interrupted after the first checkpoint: the classifier goes on from there and is not fitted again."""
-    data, out = write_csv(tmp_path / "reviews.csv", sentences(160, moods=tuple(MOODS))), tmp_path / "out"
-    options = {"dataset": data, "model": checkpoints / "bert", **FAST, "num_train_epochs": 2, "output_dir": out}
+    data, out = write_csv(tmp_path / "reviews.csv", sentences(400, moods=tuple(MOODS))), tmp_path / "out"
+    options = {"dataset": data, "model": checkpoints / "bert", **FAST, "num_train_epochs": 4, "output_dir": out}
     options |= {"pooling": "mean", "pooler_type": "normalized", "fit_head_first": True, "freeze_embeddings": True}
     options |= {"activation_checkpointing": True, "baseline": False}
     save = Trainer._save_checkpoint
@@ -169,7 +169,7 @@ def test_a_fitted_classifier_and_frozen_embeddings(classify, tmp_path, checkpoin
         save(*args)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="interrupted at step 16"):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="interrupted at step 40"):
         patch.setattr(Trainer, "_save_checkpoint", save_and_interrupt)
         classify(**options)
     head = read_record(out)["training"]["head"]
