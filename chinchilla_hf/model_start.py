@@ -116,8 +116,9 @@ def start_model(
                 )
         location = resolve_location(start.model)
         model, origin = load_for_task(location, model_class, name=start.model, **config_fields)
-        check_transfer(model, transfer)
-        return load_tokenizer(location), model, origin
+        tokenizer = load_tokenizer(location)
+        check_transfer(model, transfer, tokenizer)
+        return tokenizer, model, origin
 
     for name in transfer.chosen():
         raise ValueError(

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from .conversion import load_or_convert
 from .modeling_chinchilla import ChinchillaPreTrainedModel
@@ -47,6 +48,13 @@ class TransferArguments:
             "the embeddings the lowest. 1: the same everywhere."
         },
     )
+    token_dropout: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the tokens that the training hides behind the mask token, others in every step: long "
+            "trainings on few texts learn more than the words."
+        },
+    )
     lora_rank: int = field(
         default=0,
         metadata={
@@ -68,6 +76,8 @@ class TransferArguments:
             raise ValueError(f"freeze_layers is {self.freeze_layers}, but must be a number of layers, from 0 on")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay is {self.layer_decay}, but must be above 0 and at most 1, which is no decay")
+        if not 0 <= self.token_dropout < 1:
+            raise ValueError(f"token_dropout is {self.token_dropout}, but must be a share from 0 up to 1")
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank is {self.lora_rank}, but must be at least 1, or 0 for no LoRA")
         if not 0 <= self.lora_dropout < 1:
@@ -157,13 +167,21 @@ def head_modules(model: ChinchillaPreTrainedModel) -> list[tuple[str, nn.Module]
 # ---- What is trained ----
 
 
-def check_transfer(model: ChinchillaPreTrainedModel, options: TransferArguments) -> None:
+def check_transfer(
+    model: ChinchillaPreTrainedModel, options: TransferArguments, tokenizer: PreTrainedTokenizerBase | None = None
+) -> None:
     """
-    Fail now, before any long work, where `options` do not fit `model`.
+    Fail now, before any long work, where `options` do not fit `model` or its `tokenizer`.
 
     Raises:
-        ValueError: there are fewer layers than to be frozen, or a LoRA target that no layer matches.
+        ValueError: there are fewer layers than to be frozen, a LoRA target that no layer matches, or no mask token for
+            `token_dropout`.
     """
+    if options.token_dropout and tokenizer is not None and tokenizer.mask_token_id is None:
+        raise ValueError(
+            f"token_dropout is {options.token_dropout}, but the tokenizer has no mask token: leave it out, or start "
+            "from a checkpoint that has one"
+        )
     layers = len(model.base_model.layers)
     if options.freeze_layers > layers:
         raise ValueError(

@@ -26,8 +26,9 @@ from chinchilla_hf import (
     ChinchillaForSequenceClassification,
     ChinchillaForTokenClassification,
     ChinchillaModel,
+    train_tokenizer,
 )
-from chinchilla_hf.trainer import FineTuningTrainer
+from chinchilla_hf.trainer import FineTuningTrainer, hide_tokens
 from chinchilla_hf.transfer import (
     TransferArguments,
     check_transfer,
@@ -342,12 +343,57 @@ def test_groups_of_lora_have_the_rates_of_their_layers():
             assert rates[parameter] == (0.25 if "layers.0." in name else 0.5 if "layers.1." in name else 1.0), name
 
 
+# ---- Hidden tokens ----
+
+
+@pytest.fixture
+def tokenizer():
+    return train_tokenizer(["a b c d e f g h"], vocab_size=100, model_max_length=32, show_progress=False)
+
+
+def test_a_share_of_the_tokens_is_hidden_and_no_special_one(tokenizer):
+    torch.manual_seed(0)
+    ids = torch.randint(0, len(tokenizer), (200, 50))
+    hidden = hide_tokens(ids, tokenizer, 0.25)
+    is_special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
+    assert torch.equal(hidden[is_special], ids[is_special]) and is_special.any()
+    changed = hidden != ids
+    assert (hidden[changed] == tokenizer.mask_token_id).all()
+    assert changed[~is_special].float().mean().item() == pytest.approx(0.25, abs=0.02)
+    assert not torch.equal(hide_tokens(ids, tokenizer, 0.25), hidden)
+
+
+def test_tokens_are_hidden_in_training_and_not_in_evaluation(tmp_path, rows, tokenizer):
+    model, seen = make_tagger(), {True: 0, False: 0}
+
+    def count(module, inputs):
+        seen[module.training] += int((inputs[0] == tokenizer.mask_token_id).sum())
+
+    model.get_input_embeddings().register_forward_pre_hook(count)
+    assert not any(tokenizer.mask_token_id in ids for ids in rows["input_ids"])
+    arguments = TrainingArguments(tmp_path, use_cpu=True, report_to="none", disable_tqdm=True, save_strategy="no")
+    trainer = FineTuningTrainer(
+        model, arguments, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer, token_dropout=0.5
+    )
+    trainer.train()
+    trainer.evaluate()
+    hidden = seen[True]
+    assert hidden > 100 and seen == {True: hidden, False: 0}
+
+
+def test_a_tokenizer_that_has_no_mask_token_is_refused(tokenizer):
+    tokenizer.mask_token = None
+    with pytest.raises(ValueError, match=r"token_dropout is 0.1, but the tokenizer has no mask token"):
+        check_transfer(make_tagger(), TransferArguments(token_dropout=0.1), tokenizer)
+
+
 # ---- Bad options ----
 
 BAD_OPTIONS = {
     "negative layers": ({"freeze_layers": -1}, "freeze_layers is -1"),
     "no rate": ({"layer_decay": 0.0}, "layer_decay is 0.0, but must be above 0"),
     "rising rates": ({"layer_decay": 1.1}, "layer_decay is 1.1"),
+    "all tokens hidden": ({"token_dropout": 1.0}, "token_dropout is 1.0"),
     "negative rank": ({"lora_rank": -4}, "lora_rank is -4"),
     "all dropped": ({"lora_rank": 4, "lora_dropout": 1.0}, "lora_dropout is 1.0"),
     "no size": ({"lora_rank": 4, "lora_alpha": 0.0}, "lora_alpha is 0.0"),

@@ -173,8 +173,9 @@ def load_model(
         if getattr(options, name) is not None
     }
     model, origin = load_for_task(location, ChinchillaForQuestionAnswering, name=options.model, **chosen)
-    check_transfer(model, transfer)
-    return AutoTokenizer.from_pretrained(location), model, origin
+    tokenizer = AutoTokenizer.from_pretrained(location)
+    check_transfer(model, transfer, tokenizer)
+    return tokenizer, model, origin
 
 
 def make_cutter(options: ModelArguments, tokenizer: PreTrainedTokenizerBase, positions: int) -> WindowCutter:
@@ -286,6 +287,7 @@ def main() -> None:
         model,
         options,
         layer_decay=transfer.layer_decay,
+        token_dropout=transfer.token_dropout,
         train_dataset=train,
         eval_dataset=windows["validation"],
         data_collator=WindowCollator(tokenizer.pad_token_id),

@@ -168,6 +168,7 @@ def main() -> None:
         trained,
         options,
         layer_decay=transfer.layer_decay,
+        token_dropout=transfer.token_dropout,
         train_dataset=splits["train"],
         eval_dataset=splits["validation"],
         data_collator=collate,

@@ -128,7 +128,7 @@ def test_learns_where_people_live(answer, tmp_path, checkpoints):
 
 def test_learns_by_updates_of_low_rank(answer, tmp_path, checkpoints):
     data, out = write(tmp_path / "data.jsonl", questions(300)), tmp_path / "out"
-    options = FAST | {"learning_rate": 2e-2, "lora_rank": 8, "layer_decay": 0.9}
+    options = FAST | {"learning_rate": 2e-2, "lora_rank": 8, "layer_decay": 0.9, "token_dropout": 0.05}
     printed = answer(dataset=data, model=checkpoints / "chinchilla", output_dir=out, **options)
     assert f"from {checkpoints / 'chinchilla'}: the body; fresh: qa_outputs (66 parameters)" in printed
     assert "LoRA of rank 8; rates 0.9 times those of the next layer" in printed

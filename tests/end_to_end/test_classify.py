@@ -193,6 +193,7 @@ def test_lora_is_interrupted_goes_on_and_leaves_a_plain_checkpoint(classify, tmp
     data, out = write_csv(tmp_path / "reviews.csv", sentences(160)), tmp_path / "out"
     options = {"dataset": data, "model": checkpoints / "bert", **FAST, "num_train_epochs": 3, "output_dir": out}
     options |= {"lora_rank": 4, "lora_dropout": 0.1, "layer_decay": 0.9, "learning_rate": 2e-2, "baseline": False}
+    options |= {"token_dropout": 0.1}
     options |= {"fit_head_first": True, "pooling": "mean", "pooler_type": "normalized"}
     save = Trainer._save_checkpoint
 

@@ -150,6 +150,7 @@ def test_lora_killed_and_stopped_goes_on_to_the_same_bits(tag, tmp_path, checkpo
     data = write_columns(tmp_path / "data.conll", sentences(100))
     options = {"dataset": data, "model": checkpoints / "bert", **FAST, "baseline": False, "learning_rate": 2e-2}
     options |= {"lora_rank": 4, "lora_dropout": 0.1, "freeze_layers": 1, "layer_decay": 0.9, "hidden_dropout": 0.1}
+    options |= {"token_dropout": 0.1}
     out = tmp_path / "out"
     steps = 80 // 8
     for step, number in ((steps + 3, signal.SIGKILL), (4 * steps + 3, signal.SIGINT)):
