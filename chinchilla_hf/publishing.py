@@ -366,16 +366,25 @@ def _reason(error: Exception, where: str) -> str:
     return f"the upload to {where} broke off ({lines[0]}): nothing changed there; the same command goes on"
 
 
-def check_access(options: TrainingArguments) -> None:
+def check_login(repo_id: str, token: str | None = None) -> None:
     """
-    Fail now, and not after the training, if nobody is logged in who could upload.
+    Fail now, and not after long work, if nobody is logged in who could upload.
+
+    Args:
+        repo_id: for the message.
+        token: the one that is logged in if not given.
 
     Raises:
         PublishError: the token is missing or wrong, or the Hub cannot be reached.
     """
-    api = HfApi(token=options.hub_token)
-    with _told_plainly(api, options.hub_model_id or "a repository"):
+    api = HfApi(token=token)
+    with _told_plainly(api, repo_id):
         api.whoami()
+
+
+def check_access(options: TrainingArguments) -> None:
+    """[`check_login`] for a training that is to be pushed."""
+    check_login(options.hub_model_id or "a repository", options.hub_token)
 
 
 def push_folder(folder: Path, options: TrainingArguments, message: str) -> str:

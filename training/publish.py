@@ -13,7 +13,15 @@ import logging
 import sys
 from dataclasses import dataclass, field
 
-from chinchilla_hf.publishing import check_folder, complete_card, describe_data, halve_weights, publish, refresh_code
+from chinchilla_hf.publishing import (
+    check_folder,
+    check_login,
+    complete_card,
+    describe_data,
+    halve_weights,
+    publish,
+    refresh_code,
+)
 from chinchilla_hf.recipes import one_line_errors, parse_options
 
 logger = logging.getLogger("publish")
@@ -53,6 +61,8 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for every request
     with one_line_errors():
+        if not options.check_only:
+            check_login(options.repo_id)
         if options.data_description is not None:
             describe_data(options.folder, options.data_description)
         complete_card(
