@@ -267,7 +267,7 @@ def _runtimes(exported: dict[str, Any]) -> dict[str, Any]:
 
 
 def _classification(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
-    scores, data, base_model = fields["scores"], fields["data"], fields["model"].get("base_model")
+    scores, data = fields["scores"], fields["data"]
     label_names = data.get("label_names") or []
     problem_type = fields["model"].get("config", {}).get("problem_type")
     return {
@@ -276,7 +276,7 @@ def _classification(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
             for name, value in scores.get("test", {}).items()
             if name in METRIC_NAMES and value is not None
         ],
-        "summary": _summary(problem_type, len(label_names), base_model, _data_name(fields)),
+        "summary": _summary(problem_type, len(label_names), fields["model"], _data_name(fields)),
         "text_pairs": bool(data.get("text_pairs")),
         # Regression has no probability, and multi-label more than one answer.
         "pipeline_options": {
@@ -285,6 +285,7 @@ def _classification(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
         }.get(problem_type, ""),
         "score_rows": _score_rows(scores),
         "intervals": scores.get("test_interval"),
+        "teacher_scores": scores.get("teacher"),
         "baseline": scores.get("baseline"),
         "verdict": _verdict(scores),
         "confusions": CONFUSIONS if (folder / CONFUSIONS).is_file() else None,
@@ -440,22 +441,27 @@ def _code(text: Any) -> str:
     return f"{fence}{space}{line}{space}{fence}"
 
 
-def _summary(problem_type: str | None, labels: int, base_model: str | None, data_name: str) -> str:
+def _summary(problem_type: str | None, labels: int, model: dict[str, Any], data_name: str) -> str:
     what = {
         "regression": "A model that gives a text a number",
         "multi_label_classification": f"A text classifier with {labels} labels, any number of which a text may have",
     }.get(problem_type or "", f"A text classifier with {labels} classes")
+    base_model, teacher = model.get("base_model"), model.get("teacher")
     origin = f", fine-tuned from {_code(base_model)}" if base_model else ", trained from scratch"
-    return f"{what}{origin} on {_code(data_name)}."
+    taught = ""
+    if teacher:
+        taught = f" It was taught by {_code(teacher['base_model'])}, which has {teacher['parameters']:,} parameters."
+    return f"{what}{origin} on {_code(data_name)}.{taught}"
 
 
 def _score_rows(scores: dict[str, Any]) -> list[dict[str, str]]:
-    """Rows of the table: name of a metric, what the model has, what the baseline has."""
-    baseline = scores.get("baseline") or {}
+    """Rows of the table: name of a metric, what the model has, what its teacher and the baseline have."""
+    baseline, teacher = scores.get("baseline") or {}, scores.get("teacher") or {}
     return [
         {
             "name": METRIC_NAMES[name][0],
             "model": _score(name, scores["test"], scores.get("test_interval")),
+            "teacher": _score(name, teacher.get("test"), None),
             "baseline": _score(name, baseline.get("test"), baseline.get("test_interval")),
         }
         for name in scores.get("test", {})

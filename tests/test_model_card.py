@@ -153,6 +153,16 @@ def test_body_says_what_a_reader_needs(path):
     assert not re.search(r"\n{3,}|[{][{%]", text)
 
 
+def test_a_student_names_its_teacher_and_what_that_has(path):
+    record = finished_record()
+    record.model["teacher"] = {"base_model": "runs/teacher", "parameters": 22714371}
+    record.scores["teacher"] = {"test": {"accuracy": 0.8061, "macro_f1": 0.7924}, "agreement": 0.9}
+    text = card_text(path, record)
+    assert "on `tweets.csv`. It was taught by `runs/teacher`, which has 22,714,371 parameters." in text
+    assert "| | this model | its teacher | TF-IDF + linear SVM (C=0.3) |\n|---|---:|---:|---:|\n" in text
+    assert "| Macro F1 | 0.7834 | 0.7924 | 0.7394 |" in text
+
+
 def test_every_number_of_the_body_is_in_the_record(path):
     text = card_text(path)
     body = text.split("---\n", 2)[2]

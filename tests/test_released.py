@@ -25,7 +25,11 @@ def folder(request) -> Path:
 
 
 def test_they_have_60_megabytes_together_at_most():
-    assert [folder.name for folder in FOLDERS] == ["chinchilla-mini-en", "chinchilla-mini-software-en-de"]
+    assert [folder.name for folder in FOLDERS] == [
+        "chinchilla-mini-en",
+        "chinchilla-mini-sentiment",
+        "chinchilla-mini-software-en-de",
+    ]
     assert sum(path.stat().st_size for folder in FOLDERS for path in files_of(folder)) < 60e6
 
 
@@ -62,6 +66,12 @@ def test_the_encoder_is_small_and_finds_like_texts_alike():
     like = ["i forgot my passcode and need a new one", "is it going to rain in the morning", "reserve a restaurant"]
     alike = text_vectors(model, tokenizer, asked, 64) @ text_vectors(model, tokenizer, like, 64).T
     assert alike.argmax(dim=1).tolist() == [0, 1, 2]
+
+
+def test_the_classifier_knows_good_from_bad():
+    classify = pipeline("text-classification", str(CARDS / "chinchilla-mini-sentiment"))
+    texts = ["what a great game, congratulations!", "worst service ever, never again"]
+    assert [found["label"] for found in classify(texts)] == ["positive", "negative"]
 
 
 def test_the_translator_writes_german():
