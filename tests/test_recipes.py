@@ -296,9 +296,11 @@ def test_every_recipe_here_is_of_a_script():
 def test_every_recipe_here_fills_the_options_of_its_script(monkeypatch, script, recipe):
     module, path = load_script(script, monkeypatch), TRAINING / "recipes" / f"{recipe}.yaml"
     written = yaml.safe_load(path.read_text(encoding="utf-8"))
-    # Data that may not be in a package are named on the command line.
-    options = [] if "dataset" in written else ["--dataset", "my.json"]
-    options += {"distill": ["--teacher", "runs/large"], "prune": ["--model", "runs/large"]}.get(script, [])
+    # What a recipe leaves open is named on the command line: data that may not be in a package, the model to shrink.
+    needed = {"dataset": "my.json"} | {"distill": {"teacher": "runs/large"}, "prune": {"model": "runs/large"}}.get(
+        script, {}
+    )
+    options = [word for name in needed.keys() - written.keys() for word in (f"--{name}", needed[name])]
     instances = parse_recipe(module.OPTIONS, module.DEFAULT_RECIPE, module.__doc__, [str(path), *options])
     values = {name: value for instance in instances for name, value in dataclasses.asdict(instance).items()}
     for name, value in written.items():
