@@ -234,6 +234,7 @@ def write_onnx(model: nn.Module, inputs: dict[str, torch.Tensor], path: Path) ->
     import onnx
     from transformers.exporters import OnnxConfig, OnnxExporter
 
+    logging.getLogger("onnx_ir").setLevel(logging.WARNING)  # a line for every tensor
     program, _ = OnnxExporter().export_program(model, inputs, config=OnnxConfig(dynamic=True))
     path.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:

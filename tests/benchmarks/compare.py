@@ -32,6 +32,7 @@ import torch
 from bert_peer import ENDLESS, faster_attention
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -368,6 +369,9 @@ def plot(results: dict[str, dict[str, Any]], sizes: dict[str, int], path: Path) 
                 capsize=2,
             )
         axes.set(title=set_name, xlabel="milliseconds for a text of 32 tokens, one thread", xscale="log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3, which="both")
     all_axes[0].set_ylabel("test accuracy")
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
