@@ -51,8 +51,8 @@ class TransferArguments:
     token_dropout: float = field(
         default=0.0,
         metadata={
-            "help": "Share of the tokens that the training hides behind the mask token, others in every step: long "
-            "trainings on few texts learn more than the words."
+            "help": "Share of the tokens that the training hides behind the mask token, others in every step, so that "
+            "few texts are not learned by heart in a long training."
         },
     )
     lora_rank: int = field(
@@ -269,6 +269,8 @@ def describe_trained(model: nn.Module, options: TransferArguments) -> str:
         ways.append("the table of tokens frozen")
     if options.layer_decay < 1:
         ways.append(f"rates {options.layer_decay:g} times those of the next layer")
+    if options.token_dropout:
+        ways.append(f"{options.token_dropout:g} of the tokens hidden")
     return f"training {count_trained(model):,} of {total:,} parameters" + (f" ({'; '.join(ways)})" if ways else "")
 
 

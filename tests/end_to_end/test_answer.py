@@ -131,7 +131,7 @@ def test_learns_by_updates_of_low_rank(answer, tmp_path, checkpoints):
     options = FAST | {"learning_rate": 2e-2, "lora_rank": 8, "layer_decay": 0.9, "token_dropout": 0.05}
     printed = answer(dataset=data, model=checkpoints / "chinchilla", output_dir=out, **options)
     assert f"from {checkpoints / 'chinchilla'}: the body; fresh: qa_outputs (66 parameters)" in printed
-    assert "LoRA of rank 8; rates 0.9 times those of the next layer" in printed
+    assert "LoRA of rank 8; rates 0.9 times those of the next layer; 0.05 of the tokens hidden" in printed
     record, weights = read_record(out), load_file(out / "model.safetensors")
     assert record["model"]["trained_parameters"] < record["model"]["parameters"] and record["scores"]["test"]["f1"] > 60
     assert set(weights) == set(ChinchillaForQuestionAnswering.from_pretrained(out).state_dict())
