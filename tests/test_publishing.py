@@ -382,7 +382,9 @@ def test_a_name_that_another_has_taken_and_a_tag_that_is_there(hub, folder, tmp_
     published, taken, again = ended.stdout.splitlines()
     assert published == "published" and taken.startswith("the token may not write to team/animals on http")
     assert again == "team/animals has a tag 'v1' already: choose another --tag"
-    assert len(hub.repositories["team/animals"].history) == 2  # the server's own, and the first
+    repository = hub.repositories["team/animals"]
+    assert repository.branches == {"main": repository.tags["v1"]}
+    assert len(repository.history) == 2  # the server's own, and the first
 
 
 def test_a_folder_that_is_not_ready_stays_here(hub, folder, tmp_path):

@@ -352,6 +352,17 @@ def test_bad_options(classify, tmp_path, case):
     assert not (tmp_path / "out").exists()
 
 
+def test_tokens_cannot_be_hidden_without_a_mask_token(classify, tmp_path, checkpoints):
+    data, model = write_csv(tmp_path / "data.csv", sentences(40)), tmp_path / "model"
+    shutil.copytree(checkpoints / "bert", model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.mask_token = None
+    tokenizer.save_pretrained(model)
+    with pytest.raises(SystemExit, match=r"^error: token_dropout is 0.1, but the tokenizer has no mask token"):
+        classify(dataset=data, model=model, token_dropout=0.1, **FAST, output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(("option", "value"), [("norm_placement", "middle"), ("position_embedding_type", "sine")])
 def test_choices_are_told(classify, tmp_path, capsys, option, value):
     with pytest.raises(SystemExit):
