@@ -17,6 +17,7 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    Trainer,
     TrainingArguments,
 )
 
@@ -56,12 +57,14 @@ def rows() -> Dataset:
     return Dataset.from_dict({"input_ids": ids.tolist(), "labels": (ids % 3).tolist()})
 
 
-def make_trainer(folder, model, rows, layer_decay=1.0, **options) -> FineTuningTrainer:
+OF_TRAINER = ("layer_decay", "token_dropout", "adversarial_epsilon")
+
+
+def make_trainer(folder, model, rows, **options) -> FineTuningTrainer:
+    ours = {name: options.pop(name) for name in OF_TRAINER if name in options}
     options = {"per_device_train_batch_size": 4, "num_train_epochs": 2, "learning_rate": 1e-2} | options
-    arguments = TrainingArguments(
-        folder, use_cpu=True, report_to="none", disable_tqdm=True, save_strategy="epoch", **options
-    )
-    return FineTuningTrainer(model, arguments, train_dataset=rows, layer_decay=layer_decay)
+    options = {"save_strategy": "epoch", "report_to": "none", "disable_tqdm": True} | options
+    return FineTuningTrainer(model, TrainingArguments(folder, use_cpu=True, **options), train_dataset=rows, **ours)
 
 
 # ---- Heads across checkpoints ----
@@ -150,7 +153,9 @@ def changed_by_training(tmp_path, rows, options, activation_checkpointing=False)
     model = make_tagger(type_vocab_size=0)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     arguments = {"activation_checkpointing": activation_checkpointing}
-    trainer = make_trainer(tmp_path, prepare_transfer(model, options), rows, options.layer_decay, **arguments)
+    trainer = make_trainer(
+        tmp_path, prepare_transfer(model, options), rows, layer_decay=options.layer_decay, **arguments
+    )
     trainer.train()
     after = plain_model(trainer.model).state_dict()
     assert list(after) == list(before)
@@ -295,7 +300,9 @@ def test_lora_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path, rows):
     def run(folder, **arguments):
         model, _ = load_for_task(tmp_path / "start", ChinchillaForTokenClassification)
         torch.manual_seed(5)
-        trainer = make_trainer(tmp_path / folder, prepare_transfer(model, options), rows, options.layer_decay)
+        trainer = make_trainer(
+            tmp_path / folder, prepare_transfer(model, options), rows, layer_decay=options.layer_decay
+        )
         trainer.train(**arguments)
         return plain_model(trainer.model).state_dict()
 
@@ -387,6 +394,96 @@ def test_a_tokenizer_that_has_no_mask_token_is_refused(tokenizer):
         check_transfer(make_tagger(), TransferArguments(token_dropout=0.1), tokenizer)
 
 
+def test_hidden_tokens_need_a_tokenizer(tmp_path, rows):
+    with pytest.raises(ValueError, match=r"token_dropout is 0.1, but processing_class is NoneType: give a tokenizer"):
+        make_trainer(tmp_path, make_tagger(), rows, token_dropout=0.1)
+
+
+# ---- Adversarial training ----
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_step_learns_where_the_table_of_tokens_is_moved_against_the_model(tmp_path, rows, accumulated):
+    model = make_tagger(hidden_dropout=0.0)
+    trainer = make_trainer(
+        tmp_path, model, rows, adversarial_epsilon=0.5, gradient_accumulation_steps=accumulated, max_grad_norm=0
+    )
+    trainer.current_gradient_accumulation_steps = accumulated
+    table = model.get_input_embeddings().weight
+    start = table.detach().clone()
+    batch = {name: torch.tensor(column) for name, column in rows[:5].items()}
+
+    half = {name: column[::2].contiguous() for name, column in batch.items()}
+    (gradient,) = torch.autograd.grad(model(**half).loss, table)
+    with torch.no_grad():
+        plain = model(**half).loss
+        table.add_(0.5 * gradient / gradient.norm())
+        assert (table - start).norm().item() == pytest.approx(0.5, abs=1e-4)
+        assert model(**half).loss > plain
+    (expected,) = torch.autograd.grad(model(**batch).loss, table)
+    table.data.copy_(start)
+
+    loss = trainer.training_step(model, batch)
+    assert torch.equal(table, start)
+    torch.testing.assert_close(accumulated * table.grad, expected)
+    with torch.no_grad():
+        assert accumulated * loss.item() != pytest.approx(model(**batch).loss.item(), rel=1e-3)
+
+
+def test_adversarial_training_learns_and_resumes_exactly(tmp_path, rows):
+    torch.manual_seed(0)
+    start = make_tagger()
+
+    def run(folder, resume_from_checkpoint=None, **options):
+        model = make_tagger()
+        model.load_state_dict(start.state_dict())
+        trainer = make_trainer(tmp_path / folder, model, rows, num_train_epochs=10, **options)
+        trainer.train(resume_from_checkpoint=resume_from_checkpoint)
+        return trainer
+
+    trainer = run("whole", adversarial_epsilon=0.3)
+    assert trainer.evaluate(rows)["eval_loss"] < 0.5
+    checkpoint = str(tmp_path / "whole" / "checkpoint-20")
+    resumed = run("resumed", checkpoint, adversarial_epsilon=0.3).model.state_dict()
+    plain = run("plain").model.state_dict()
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(resumed[name], tensor), name
+    assert not torch.equal(plain["classifier.weight"], resumed["classifier.weight"])
+
+
+def test_the_table_of_tokens_comes_back_when_a_step_fails(tmp_path, rows, monkeypatch):
+    model = make_tagger()
+    trainer = make_trainer(tmp_path, model, rows, adversarial_epsilon=0.5)
+    trainer.current_gradient_accumulation_steps = 1
+    start = model.get_input_embeddings().weight.detach().clone()
+    moved = []
+
+    def fail(*args, **kwargs):
+        moved.append(not torch.equal(model.get_input_embeddings().weight, start))
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(trainer.accelerator, "backward", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        trainer.training_step(model, {name: torch.tensor(column) for name, column in rows[:4].items()})
+    assert moved == [True] and torch.equal(model.get_input_embeddings().weight, start)
+
+
+def test_a_table_of_tokens_that_does_not_move_is_refused(tmp_path, rows, monkeypatch):
+    model = make_tagger()
+    model.get_input_embeddings().requires_grad_(False)
+    with pytest.raises(ValueError, match=r"adversarial_epsilon is 0.5, but the table of tokens is frozen"):
+        make_trainer(tmp_path, model, rows, adversarial_epsilon=0.5)
+    prepare = Trainer.create_accelerator_and_postprocess
+
+    def with_shards(trainer):
+        prepare(trainer)
+        trainer.is_fsdp_enabled = True
+
+    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", with_shards)
+    with pytest.raises(ValueError, match=r"adversarial_epsilon is 0.5, but FSDP and DeepSpeed hold the table"):
+        make_trainer(tmp_path, make_tagger(), rows, adversarial_epsilon=0.5)
+
+
 # ---- Bad options ----
 
 BAD_OPTIONS = {
@@ -394,6 +491,14 @@ BAD_OPTIONS = {
     "no rate": ({"layer_decay": 0.0}, "layer_decay is 0.0, but must be above 0"),
     "rising rates": ({"layer_decay": 1.1}, "layer_decay is 1.1"),
     "all tokens hidden": ({"token_dropout": 1.0}, "token_dropout is 1.0"),
+    "negative epsilon": ({"adversarial_epsilon": -0.1}, "adversarial_epsilon is -0.1, but must be a length"),
+    "endless epsilon": ({"adversarial_epsilon": float("inf")}, "adversarial_epsilon is inf"),
+    "moved and frozen": (
+        {"adversarial_epsilon": 0.3, "freeze_embeddings": True},
+        "adversarial_epsilon is 0.3, which moves the table of tokens, but freeze_embeddings is True",
+    ),
+    "moved and layers frozen": ({"adversarial_epsilon": 0.3, "freeze_layers": 1}, "but freeze_layers is 1"),
+    "moved and updated": ({"adversarial_epsilon": 0.3, "lora_rank": 4}, "but lora_rank is 4"),
     "negative rank": ({"lora_rank": -4}, "lora_rank is -4"),
     "all dropped": ({"lora_rank": 4, "lora_dropout": 1.0}, "lora_dropout is 1.0"),
     "no size": ({"lora_rank": 4, "lora_alpha": 0.0}, "lora_alpha is 0.0"),

@@ -288,6 +288,7 @@ def main() -> None:
         options,
         layer_decay=transfer.layer_decay,
         token_dropout=transfer.token_dropout,
+        adversarial_epsilon=transfer.adversarial_epsilon,
         train_dataset=train,
         eval_dataset=windows["validation"],
         data_collator=WindowCollator(tokenizer.pad_token_id),

@@ -169,6 +169,7 @@ def main() -> None:
         options,
         layer_decay=transfer.layer_decay,
         token_dropout=transfer.token_dropout,
+        adversarial_epsilon=transfer.adversarial_epsilon,
         train_dataset=splits["train"],
         eval_dataset=splits["validation"],
         data_collator=collate,
