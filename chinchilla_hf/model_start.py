@@ -11,7 +11,7 @@ from .configuration_chinchilla import ChinchillaConfig
 from .modeling_chinchilla import ChinchillaPreTrainedModel
 from .recipes import resolve_location
 from .tokenization import train_tokenizer
-from .transfer import FOR_ANY_START, TransferArguments, check_transfer, load_for_task
+from .transfer import TransferArguments, check_transfer, load_for_task
 
 
 @dataclass
@@ -121,8 +121,6 @@ def start_model(
         return tokenizer, model, origin
 
     for name in transfer.chosen():
-        if name in FOR_ANY_START:
-            continue
         raise ValueError(
             f"--{name} is for a pretrained model, but without --model this one starts from random weights: give a "
             "--model, or leave it out"

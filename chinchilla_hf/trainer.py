@@ -311,11 +311,12 @@ class FineTuningTrainer(Trainer):
         layer_decay: the learning rate of a layer is so many times that of the next one.
         token_dropout: share of the tokens that every step hides behind the mask token, special ones excepted;
             `processing_class` is then the tokenizer.
-        adversarial_epsilon: every step moves the table of word embeddings so far (the Euclidean norm of the whole
-            change) in the direction that raises the loss most, learns there, and moves it back: the adversarial
-            training of Miyato et al. 2017, "Adversarial Training Methods for Semi-Supervised Text Classification".
-            The direction is taken from every second text of the batch, so that a step takes one and a half times as
-            long. The training's losses in the logs are those against the moved table.
+        adversarial_epsilon: every step moves the table of word embeddings in the direction that raises the loss most,
+            learns there, and moves it back: the adversarial training of Miyato et al. 2017, "Adversarial Training
+            Methods for Semi-Supervised Text Classification". The Euclidean norm of the whole change is so many times
+            that of a token's vector (the root of the mean square over the table). The direction is taken from every
+            second text of the batch, so that a step takes one and a half times as long. The training's losses in the
+            logs are those of the moved table.
 
     Raises:
         ValueError: `token_dropout` without a tokenizer that has a mask token, or `adversarial_epsilon` where the table
@@ -371,10 +372,11 @@ class FineTuningTrainer(Trainer):
             # Not the wrapped model: with DistributedDataParallel, every process has its own direction.
             loss = self.compute_loss(self.model, half)
         (gradient,) = torch.autograd.grad(loss, table)
-        norm = gradient.norm()
         kept = table.detach().clone()
-        if norm.isfinite() and norm > 0:
-            table.data.add_(gradient, alpha=self.adversarial_epsilon / norm.item())
+        length = self.adversarial_epsilon * kept.norm().item() / math.sqrt(len(kept))
+        norm = gradient.norm().item()
+        if math.isfinite(norm) and norm > 0:
+            table.data.add_(gradient, alpha=length / norm)
         try:
             yield
         finally:

@@ -27,8 +27,6 @@ from transformers import PreTrainedTokenizerBase
 from .conversion import load_or_convert
 from .modeling_chinchilla import ChinchillaPreTrainedModel
 
-FOR_ANY_START = ("token_dropout", "adversarial_epsilon")  # of the options, those that need no pretrained weights
-
 
 @dataclass
 class TransferArguments:
@@ -61,9 +59,9 @@ class TransferArguments:
     adversarial_epsilon: float = field(
         default=0.0,
         metadata={
-            "help": "Adversarial training (Miyato et al. 2017): every step moves the table of tokens so far in the "
-            "direction that raises the loss most, and learns there; a step takes one and a half times as long. Try "
-            "0.2 to 0.5. 0: do not."
+            "help": "Adversarial training (Miyato et al. 2017): every step moves the table of tokens in the direction "
+            "that raises the loss most, by so many times the length of a token's vector, and learns there; a step "
+            "takes one and a half times as long. Try 0.25. 0: do not."
         },
     )
     lora_rank: int = field(
@@ -91,7 +89,8 @@ class TransferArguments:
             raise ValueError(f"token_dropout is {self.token_dropout}, but must be a share from 0 up to 1")
         if not 0 <= self.adversarial_epsilon < math.inf:
             raise ValueError(
-                f"adversarial_epsilon is {self.adversarial_epsilon}, but must be a length, from 0, which is none, on"
+                f"adversarial_epsilon is {self.adversarial_epsilon}, but must be a number of lengths, from 0, which is "
+                "none, on"
             )
         for name in ("freeze_embeddings", "freeze_layers", "lora_rank"):
             if self.adversarial_epsilon and getattr(self, name):
@@ -293,7 +292,7 @@ def describe_trained(model: nn.Module, options: TransferArguments) -> str:
     if options.token_dropout:
         ways.append(f"{options.token_dropout:g} of the tokens hidden")
     if options.adversarial_epsilon:
-        ways.append(f"the table of tokens moved by {options.adversarial_epsilon:g} against the model")
+        ways.append(f"the table of tokens moved by {options.adversarial_epsilon:g} lengths against the model")
     return f"training {count_trained(model):,} of {total:,} parameters" + (f" ({'; '.join(ways)})" if ways else "")
 
 

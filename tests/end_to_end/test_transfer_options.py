@@ -4,7 +4,7 @@ import json
 
 import pytest
 from conftest import make_tiny_config
-from scripts import run_script, words
+from scripts import read_record, run_forked, run_script, words
 
 from chinchilla_hf import ChinchillaForMaskedLM, train_tokenizer
 from chinchilla_hf.trainer import FineTuningTrainer
@@ -58,20 +58,14 @@ def test_reach_the_trainer(script, write, checkpoint, tmp_path, monkeypatch, cap
         run_script(script, monkeypatch, words(options))
     assert reached == [WAYS]
     assert (
-        "(rates 0.9 times those of the next layer; 0.1 of the tokens hidden; the table of tokens moved by 0.3 against "
-        "the model)"
+        "(rates 0.9 times those of the next layer; 0.1 of the tokens hidden; the table of tokens moved by 0.3 "
+        "lengths against the model)"
     ) in capsys.readouterr().out
 
 
-def test_models_from_scratch_have_some_of_them(tmp_path, monkeypatch, capsys):
-    reached = []
-    monkeypatch.setattr(FineTuningTrainer, "train", lambda trainer, **_: reached.append(trainer) or 1 / 0)
-    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 200}
-    ways = {name: WAYS[name] for name in ("token_dropout", "adversarial_epsilon")}
-    options = {"dataset": labelled_texts(tmp_path), "output_dir": tmp_path / "out", **shape}
-    with pytest.raises(ZeroDivisionError):
-        run_script("classify", monkeypatch, words(options | ways))
-    (trainer,) = reached
-    assert {name: getattr(trainer, name) for name in ways} == ways
-    with pytest.raises(SystemExit, match="--layer_decay is for a pretrained model"):
-        run_script("classify", monkeypatch, words(options | WAYS))
+def test_two_processes_move_a_table_each(checkpoint, tmp_path):
+    options = {"dataset": labelled_texts(tmp_path), "model": checkpoint, "output_dir": tmp_path / "out", **WAYS}
+    options |= {"max_steps": 4, "per_device_train_batch_size": 4, "bf16": False, "baseline": False}
+    ended = run_forked("classify", options, processes=2)
+    assert ended.code == 0, ended.errors
+    assert read_record(tmp_path / "out")["training"]["steps"] == 4
