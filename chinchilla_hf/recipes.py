@@ -69,13 +69,21 @@ def parse_options(dataclass_types: Sequence[type], description: str) -> tuple[An
         SystemExit: the command line is wrong (with a message).
     """
     parser = HfArgumentParser(
-        dataclass_types, description=description.strip(), formatter_class=_help_formatter, allow_abbrev=False
+        dataclass_types,
+        description=description.strip(),
+        usage="%(prog)s [--option value ...]",
+        formatter_class=_help_formatter,
+        allow_abbrev=False,
     )
     try:
-        return parser.parse_args_into_dataclasses(look_for_args_file=False)
+        *instances, unknown = parser.parse_args_into_dataclasses(
+            return_remaining_strings=True, look_for_args_file=False
+        )
     except ValueError as error:  # a dataclass refuses its values
         parser.error(str(error))
-        raise  # not reached
+    if unknown:
+        parser.error(f"unknown: {' '.join(unknown)}. --help lists the options")
+    return tuple(instances)
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -11,7 +11,7 @@ import yaml
 from scripts import TRAINING, load_script
 
 from chinchilla_hf import ChinchillaConfig
-from chinchilla_hf.recipes import one_line_errors, parse_recipe, resolve_location
+from chinchilla_hf.recipes import one_line_errors, parse_options, parse_recipe, resolve_location
 from chinchilla_hf.training_arguments import FineTuningArguments
 
 
@@ -246,6 +246,21 @@ def test_a_value_of_the_wrong_type_in_the_recipe_is_refused(error):
 def test_a_value_that_is_not_among_the_choices_is_refused(error):
     assert "max" in error("dataset: a\n", "--pooling", "max")
     assert "pooling" in error("dataset: a\npooling: max\n")
+
+
+# Scripts without recipes
+
+
+def test_options_of_a_script_without_recipes(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["export.py", "--dataset", "a", "--max_rows", "3"])
+    data, training = parse_options((Data, Training), "What it does.")
+    assert (data.dataset, data.max_rows, training.learning_rate) == ("a", 3, 0.5)
+    monkeypatch.setattr(sys, "argv", ["export.py", "--dataset", "a", "--max_row", "3", "--help_al"])
+    with pytest.raises(SystemExit) as exit_:
+        parse_options((Data, Training), "What it does.")
+    message = "error: unknown: --max_row 3 --help_al. --help lists the options"
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == f"usage: export.py [--option value ...]\nexport.py: {message}\n"
 
 
 # Help

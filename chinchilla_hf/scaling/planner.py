@@ -391,7 +391,7 @@ def _reasons(
         )
     reasons.append(
         f"The law is of {fit.runs} runs of {fit.smallest_budget:.2g} to {fit.largest_budget:.2g} FLOPs; this one has "
-        f"{chosen.flops:.2g}, {chosen.flops / fit.largest_budget:.1f} times the largest."
+        f"{chosen.flops:.2g}, {chosen.flops / fit.largest_budget:.2g} times the largest."
     )
     if devices > 1 and scaling_factor is None:
         reasons.append(
