@@ -315,8 +315,8 @@ class FineTuningTrainer(Trainer):
             learns there, and moves it back: the adversarial training of Miyato et al. 2017, "Adversarial Training
             Methods for Semi-Supervised Text Classification". The Euclidean norm of the whole change is so many times
             that of a token's vector (the root of the mean square over the table). The direction is taken from every
-            second text of the batch, so that a step takes one and a half times as long. The training's losses in the
-            logs are those of the moved table.
+            second text of the batch, which is half a pass more. The training's losses in the logs are those of the
+            moved table.
 
     Raises:
         ValueError: `token_dropout` without a tokenizer that has a mask token, or `adversarial_epsilon` where the table

@@ -61,7 +61,7 @@ class TransferArguments:
         metadata={
             "help": "Adversarial training (Miyato et al. 2017): every step moves the table of tokens in the direction "
             "that raises the loss most, by so many times the length of a token's vector, and learns there; a step "
-            "takes one and a half times as long. Try 0.25. 0: do not."
+            "takes about a third longer. Try 0.25. 0: do not."
         },
     )
     lora_rank: int = field(

@@ -468,6 +468,19 @@ def test_the_table_of_tokens_comes_back_when_a_step_fails(tmp_path, rows, monkey
     assert moved == [True] and torch.equal(model.get_input_embeddings().weight, start)
 
 
+def test_the_table_of_tokens_stays_where_there_is_no_direction(tmp_path, rows):
+    model = make_tagger()
+    trainer = make_trainer(tmp_path, model, rows, adversarial_epsilon=0.5)
+    trainer.current_gradient_accumulation_steps = 1
+    table = model.get_input_embeddings().weight
+    start, seen = table.detach().clone(), []
+    model.register_forward_pre_hook(lambda *_: seen.append(table.detach().clone()))
+    batch = {name: torch.tensor(column) for name, column in rows[:4].items()}
+    trainer.training_step(model, batch | {"labels": torch.full_like(batch["labels"], -100)})  # counts for nothing
+    assert len(seen) == 2 and torch.equal(seen[0], start) and torch.equal(seen[1], start)
+    assert torch.equal(table, start)
+
+
 def test_a_table_of_tokens_that_does_not_move_is_refused(tmp_path, rows, monkeypatch):
     model = make_tagger()
     model.get_input_embeddings().requires_grad_(False)
